@@ -1,0 +1,1 @@
+"""Experiments as differences from their parents; importable without JAX."""

@@ -1,0 +1,254 @@
+"""Checkpoints: every Orbax call of the program.
+
+A checkpoint holds the items `params`, `frozen`, `optimizer` (its state, the step, the key) and `input`
+(the data iterator of each process, as JSON), so that evaluation reads only the first two. Saving runs
+in the background; what was not finished has another name until it is, and is never restored.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import args as ocp_args
+
+from sephjax.errors import RunError, UserError
+from sephjax.types import Params, TrainState
+
+WEIGHTS = ("params", "frozen")
+
+
+class DamagedError(RunError):
+    """A checkpoint whose files do not hold what they should."""
+
+
+class Checkpoints:
+    """The checkpoints of one directory; only the newest `keep` stay.
+
+    Args:
+        directory: made when it is first written to.
+        keep: how many to keep; None keeps all.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, keep: int | None = None):
+        self.directory = epath.Path(directory).absolute()
+        self._keep = keep
+        self._opened: ocp.CheckpointManager | None = None
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        if self._opened is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
+            )
+            self._opened = ocp.CheckpointManager(self.directory, options=options)
+        return self._opened
+
+    def steps(self, *, whole: bool = False) -> list[int]:
+        """The steps of the finished checkpoints, oldest first.
+
+        Args:
+            whole: leave out those that hold weights only (what `save_weights` writes).
+        """
+        if not self.directory.is_dir():
+            return []
+        names = [entry.name for entry in self.directory.iterdir() if entry.name.isdigit()]
+        needed = ("params/_METADATA", "_CHECKPOINT_METADATA")
+        needed += ("optimizer/_METADATA", "input") if whole else ()
+        return sorted(
+            int(name)
+            for name in names
+            if all((self.directory / name / file).exists() for file in needed)
+        )
+
+    def latest(self, *, whole: bool = False) -> int | None:
+        """The newest finished step, or None; `whole` as in `steps`."""
+        steps = self.steps(whole=whole)
+        return steps[-1] if steps else None
+
+    def save(
+        self, step: int, state: TrainState, input_state: dict[str, Any], *, wait: bool = False
+    ) -> None:
+        """Saves all of a run at `step`, in the background unless `wait`.
+
+        The arrays are copied before this returns, so `state` may be donated afterwards.
+        """
+        items = _weight_items(state.params, state.frozen)
+        rest = {"opt_state": state.opt_state, "step": state.step, "key": _key_data(state.key)}
+        items["optimizer"] = ocp_args.StandardSave(rest)
+        items["input"] = ocp_args.JsonSave({"processes": _gather_json(input_state)})
+        self._save(step, items, wait=wait)
+
+    def save_weights(self, step: int, params: Params, frozen: Params) -> None:
+        """Saves weights alone, and waits for it: for evaluation and export, not to resume from."""
+        self._save(step, _weight_items(params, frozen), wait=True)
+
+    def _save(self, step: int, items: dict[str, Any], *, wait: bool) -> None:
+        if step in self._manager.all_steps():
+            if step in self.steps():
+                raise UserError(
+                    f"{self.directory} already holds a checkpoint of step {step};"
+                    " choose another workdir or remove it."
+                )
+            self.set_aside(step)
+        self._manager.save(step, args=ocp_args.Composite(**items))
+        if wait:
+            self.wait()
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Restores what `save` saved.
+
+        Args:
+            step: one of `steps(whole=True)`.
+            abstract: shapes, dtypes and shardings; the key may be a typed key or raw key data.
+
+        Returns:
+            The state, bit for bit, and this process' input state.
+
+        Raises:
+            UserError: if there is no such checkpoint, or it is of another model.
+            DamagedError: if it cannot be read.
+        """
+        self._check_there(step, self.steps(whole=True))
+        key = jax.eval_shape(_key_data, abstract.key)
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=abstract.step.sharding)
+        rest = {"opt_state": abstract.opt_state, "step": abstract.step, "key": key}
+        targets = _present(
+            {"params": abstract.params, "frozen": abstract.frozen, "optimizer": rest}
+        )
+        got = self._restore(step, targets, {"input": ocp_args.JsonRestore()})
+        rest, inputs = got["optimizer"], got["input"]["processes"]
+        state = TrainState(
+            step=rest["step"],
+            params=got.get("params", {}),
+            frozen=got.get("frozen", {}),
+            opt_state=rest["opt_state"],
+            key=_key_like(abstract.key)(rest["key"]),
+        )
+        if len(inputs) != jax.process_count():
+            raise UserError(
+                f"the checkpoint of step {step} was written by {len(inputs)} processes and this run"
+                f" has {jax.process_count()}; resume with as many processes as before."
+            )
+        return state, inputs[jax.process_index()]
+
+    def restore_weights(self, step: int, params: Params, frozen: Params) -> tuple[Params, Params]:
+        """Restores only the weights; arguments and errors as for `restore`."""
+        self._check_there(step, self.steps())
+        got = self._restore(step, _present({"params": params, "frozen": frozen}), {})
+        return got.get("params", {}), got.get("frozen", {})
+
+    def _restore(self, step: int, targets: dict[str, Any], others: dict[str, Any]) -> Any:
+        for item, target in targets.items():
+            self._check_fits(step, item, target)
+        items = {name: ocp_args.StandardRestore(target) for name, target in targets.items()}
+        try:
+            return self._manager.restore(step, args=ocp_args.Composite(**items, **others))
+        except (ValueError, OSError, KeyError) as error:
+            raise DamagedError(
+                f"the checkpoint {self.directory / str(step)} cannot be read"
+                f" ({str(error).splitlines()[0][:200]}); remove it to go on from an older one."
+            ) from error
+
+    def _check_there(self, step: int, steps: list[int]) -> None:
+        if step not in steps:
+            found = f"it holds the steps {steps}" if steps else "it holds none"
+            raise UserError(
+                f"{self.directory} has no finished checkpoint of step {step} ({found});"
+                " train first, or name another workdir or step."
+            )
+
+    def _check_fits(self, step: int, item: str, target: Any) -> None:
+        path = self.directory / str(step) / item
+        try:
+            stored = _shapes(ocp.StandardCheckpointHandler().metadata(path).tree)
+        except (ValueError, OSError, KeyError, AttributeError) as error:
+            raise DamagedError(
+                f"the checkpoint {path} cannot be read; remove it to go on from an older one."
+            ) from error
+        wanted = _shapes(target)
+        wrong = [
+            f"{name} ({stored.get(name, 'absent')} in the file, {wanted.get(name, 'absent')} here)"
+            for name in sorted(wanted.keys() | stored.keys())
+            if wanted.get(name) != stored.get(name)
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise UserError(
+                f"the checkpoint {path} is of another model: {', '.join(wrong[:5])}{more};"
+                " give the config it was trained with."
+            )
+
+    def set_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint to `<step>.damaged`, out of the way of the next save."""
+        if jax.process_index() == 0:
+            (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Returns when everything that was saved is on disk."""
+        if self._opened is not None:
+            self._opened.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then frees what the background saving holds."""
+        if self._opened is not None:
+            self.wait()
+            self._opened.close()
+            self._opened = None
+
+
+def _weight_items(params: Params, frozen: Params) -> dict[str, Any]:
+    trees = _present({"params": params, "frozen": frozen})
+    return {name: ocp_args.StandardSave(tree) for name, tree in trees.items()}
+
+
+def _present(trees: dict[str, Any]) -> dict[str, Any]:
+    """Without the empty trees, which Orbax refuses to store."""
+    return {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    paths, _ = jax.tree.flatten_with_path(tree)
+    return {_name(path): tuple(leaf.shape) for path, leaf in paths}
+
+
+def _name(path: Any) -> str:
+    # Stored metadata names the fields of a NamedTuple and the places of a tuple as dict keys.
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _is_typed(key: Any) -> bool:
+    return jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
+def _key_data(key: Any) -> Any:
+    return jax.random.key_data(key) if _is_typed(key) else key
+
+
+def _key_like(abstract: Any) -> Callable[[Any], Any]:
+    """What turns key data into a key of the kind of `abstract`."""
+    if not _is_typed(abstract):
+        return lambda data: data
+    kinds = []
+    jax.eval_shape(lambda key: kinds.append(jax.random.key_impl(key)), abstract)
+    return lambda data: jax.random.wrap_key_data(data, impl=kinds[0])
+
+
+def _gather_json(value: dict[str, Any]) -> list[Any]:
+    """The value of each process, in the order of their indices."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    lengths = multihost_utils.process_allgather(np.asarray(len(text)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:n])) for row, n in zip(rows, lengths, strict=True)]

@@ -1,0 +1,1 @@
+"""COCO-like sources, host transforms and the Grain pipeline."""

@@ -1,0 +1,2 @@
+def open_tfds(*args, **kw):
+    raise NotImplementedError

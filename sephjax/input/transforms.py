@@ -1,0 +1,138 @@
+"""What a picture and its objects go through on the host: pure functions on one example."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from sephjax.input.objects import Segmentation
+
+MASK_SIZE = 112  # cells a side of a mask crop
+_FAR = 1e4  # cells; polygon points further out are moved to it, so that bad boxes stay cheap
+
+
+def resized_shape(h: Any, w: Any, short: Any, long: int, mode: str) -> tuple[Any, Any]:
+    """Height and width after a resize.
+
+    `keep_aspect` scales by `min(short / min(h, w), long / max(h, w))` and rounds half up. `series`
+    (EXPERIMENTS 1.2 of the published series) then sets the height to `short` if it came out
+    smaller, or else the width: where `long` binds this stretches the short side back.
+
+    Args:
+        h: height of the file, an integer or an integer array.
+        w: width, likewise.
+        short: wanted short side.
+        long: greatest long side, for the scale.
+        mode: `keep_aspect` or `series`.
+
+    Returns:
+        New height and width, at least 1: ints, or int64 arrays for arrays.
+    """
+    scale = np.minimum(short / np.minimum(h, w), long / np.maximum(h, w))
+    new_h = np.maximum(np.floor(h * scale + 0.5), 1).astype(np.int64)
+    new_w = np.maximum(np.floor(w * scale + 0.5), 1).astype(np.int64)
+    if mode == "series":
+        low_h, low_w = new_h < short, (new_h >= short) & (new_w < short)
+        new_h, new_w = np.where(low_h, short, new_h), np.where(low_w, short, new_w)
+    elif mode != "keep_aspect":
+        raise ValueError(f"data.resize is {mode!r}: choose keep_aspect or series")
+    if np.ndim(new_h) == 0:
+        return int(new_h), int(new_w)
+    return new_h, new_w
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear resize of a uint8 [h, w, 3] image, half-pixel centres, no antialiasing."""
+    if image.shape[:2] == (height, width):
+        return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def scale_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Boxes [m, 4] xyxy of an image of (h, w) `old` resized to `new`, by the ratio of each axis."""
+    ratio = np.asarray([new[1] / old[1], new[0] / old[0]] * 2)
+    return boxes * ratio
+
+
+def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
+    """Boxes [m, 4] xyxy mirrored left to right in an image of `width`."""
+    mirrored = boxes.copy()
+    mirrored[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return mirrored
+
+
+def largest(area: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` largest, in their old order; equals lose from the back."""
+    if len(area) <= count:
+        return np.arange(len(area))
+    return np.sort(np.argsort(-area, kind="stable")[:count])
+
+
+def crop_masks_to_boxes(
+    segmentations: list[Segmentation], boxes: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """Each object's mask in the frame of its own box.
+
+    Polygons are rasterised by pycocotools straight in the frame; an RLE is decoded at full size and
+    sampled bilinearly at the centres of the cells. What lies outside the box is cut off. An object
+    without a segmentation gets an empty mask.
+
+    Args:
+        segmentations: [m], in pixels of the file.
+        boxes: float [m, 4] xyxy, in pixels of the file, no side 0.
+        height: of the file.
+        width: of the file.
+
+    Returns:
+        uint8 [m, 112, 112], 0 or 1.
+    """
+    crops = np.zeros((len(boxes), MASK_SIZE, MASK_SIZE), np.uint8)
+    rows, outlines = [], []
+    for row, (segmentation, box) in enumerate(zip(segmentations, boxes, strict=True)):
+        if isinstance(segmentation, dict):
+            crops[row] = _crop_rle(segmentation, box, height, width)
+        elif segmentation:
+            rings = _rings_in_box(segmentation, box)
+            if rings:
+                rows.append(row)
+                outlines.append(coco_mask.merge(coco_mask.frPyObjects(rings, MASK_SIZE, MASK_SIZE)))
+    if rows:
+        crops[rows] = coco_mask.decode(outlines).transpose(2, 0, 1)
+    return crops
+
+
+def _rings_in_box(rings: list[np.ndarray], box: np.ndarray) -> list[np.ndarray]:
+    # pycocotools takes four numbers for a box, and fewer than three points enclose nothing.
+    corner, scale = np.tile(box[:2], 1), MASK_SIZE / (box[2:] - box[:2])
+    return [
+        np.clip((ring.reshape(-1, 2) - corner) * scale, -_FAR, _FAR).ravel()
+        for ring in rings
+        if len(ring) >= 6 and len(ring) % 2 == 0
+    ]
+
+
+def _crop_rle(rle: dict[str, Any], box: np.ndarray, height: int, width: int) -> np.ndarray:
+    if isinstance(rle["counts"], list):
+        rle = coco_mask.frPyObjects(rle, *rle["size"])
+    full = coco_mask.decode(rle)  # pyright: ignore[reportArgumentType]
+    if full.shape != (height, width):
+        raise ValueError(f"a mask of {full.shape} pixels in an image of {height}x{width}")
+    step = (box[2:] - box[:2]) / MASK_SIZE
+    start = box[:2] + 0.5 * step - 0.5  # array position of the centre of cell 0
+    back = np.asarray([[step[0], 0.0, start[0]], [0.0, step[1], start[1]]])
+    sampled = cv2.warpAffine(
+        full * np.uint8(255),
+        back,
+        (MASK_SIZE, MASK_SIZE),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return (sampled >= 128).astype(np.uint8)
+
+
+def pad_to_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """A uint8 [h, w, 3] image top-left on a canvas of zeros."""
+    padded = np.zeros((*canvas, 3), np.uint8)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded

@@ -1,0 +1,1 @@
+"""Per-element losses and the named terms made of them."""

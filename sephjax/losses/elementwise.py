@@ -1,0 +1,32 @@
+"""Losses by element: nothing here reduces."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sephjax.ops import boxes as box_ops
+
+
+def sigmoid_cross_entropy(logits: Float[Array, "*s"], targets: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Binary cross-entropy on logits; targets in [0, 1]."""
+    # max(x, 0) - x t + log(1 + exp(-|x|)): no overflow on either side.
+    return jnp.maximum(logits, 0.0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def softmax_cross_entropy(logits: Float[Array, "*s k"], labels: Int[Array, "*s"]) -> Float[Array, "*s"]:
+    """Cross-entropy of integer labels."""
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def smooth_l1(error: Float[Array, "*s"], *, beta: float) -> Float[Array, "*s"]:
+    """Huber-like loss of Fast R-CNN: quadratic below `beta`, linear above; beta 0 is |error|."""
+    size = jnp.abs(error)
+    if beta == 0.0:
+        return size
+    return jnp.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)
+
+
+def giou_loss(predicted: Float[Array, "*s 4"], target: Float[Array, "*s 4"]) -> Float[Array, "*s"]:
+    """1 - GIoU, in [0, 2] (Rezatofighi et al., 2019)."""
+    return 1.0 - box_ops.giou(predicted, target)

@@ -1,0 +1,230 @@
+"""What each `--mode` does: joins sources, model, loop and evaluation; `main` only reads flags."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from sephjax import build
+from sephjax.checkpoint import Checkpoints
+from sephjax.errors import UserError
+from sephjax.evaluation import evaluator
+from sephjax.input import pipeline, sources
+from sephjax.input.example import Categories, Source
+from sephjax.nets.functional import Functional
+from sephjax.train import loop, optimizer, sharding, step
+from sephjax.train.setup import Setup
+from sephjax.types import Batch, Detections, Params, TrainState
+from sephjax.weights import keras
+
+CATEGORIES = "categories.json"
+
+
+def train(config: ConfigDict, workdir: str) -> int:
+    """Trains, or goes on training, and evaluates."""
+    setup = make_setup(config, pathlib.Path(workdir))
+    loop.train(setup, pathlib.Path(workdir))
+    return 0
+
+
+def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
+    """Everything that the loop needs; opens both splits."""
+    _check(config)
+    source = _open(config, train=True)
+    held_out = _open(config, train=False)
+    if held_out.categories != source.categories:
+        raise UserError(
+            "data.train and data.eval have different categories; use annotations with the same list."
+        )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _save_categories(workdir, source.categories)
+    mesh = sharding.make_mesh()
+    model = build.model(config, len(source.categories))
+    params, frozen = model.abstract
+    mask = optimizer.frozen_mask(params, config.optimizer.freeze)
+    trained, fixed = optimizer.split_by_mask(params, mask)
+    known = [*optimizer.parameter_names(fixed), *optimizer.parameter_names(frozen)]
+    tx = optimizer.make_optimizer(config, trained, known)
+
+    def init() -> TrainState:
+        return _initial_state(config, model, tx)
+
+    def state_of(params: Params, frozen: Params, key: Any) -> TrainState:
+        trained, _ = optimizer.split_by_mask(params, mask)
+        return TrainState(jnp.int32(0), params, frozen, tx.init(trained), key)
+
+    return Setup(
+        config=config,
+        mesh=mesh,
+        init=init,
+        abstract=jax.eval_shape(state_of, params, frozen, jax.random.key(0)),
+        train_step=step.make_train_step(
+            model, tx, build.losses(config), tuple(config.optimizer.freeze)
+        ),
+        batches=pipeline.train_batches(
+            source,
+            config.data,
+            seed=config.seed,
+            batch=config.train.batch,
+            steps=config.train.steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            masks=config.mask.enabled,
+        ),
+        evaluate=_evaluation(config, model, held_out, workdir),
+    )
+
+
+def _initial_state(config: ConfigDict, model: Functional, tx: Any) -> TrainState:
+    weights_key, run_key = jax.random.split(jax.random.key(config.seed))
+    params, frozen = jax.jit(model.init)(weights_key)
+    if config.init.format == "keras":
+        loaded = keras.load_keras_resnet50(
+            config.init.path,
+            params["backbone"],
+            frozen["backbone"],
+            config.backbone.layout,
+            config.backbone.depth,
+        )
+        params["backbone"], frozen["backbone"], report = loaded
+        print(report)
+    elif config.init.format != "none":
+        raise UserError(f"init.format is {config.init.format!r}; use 'none' or 'keras'.")
+    mask = optimizer.frozen_mask(params, config.optimizer.freeze)
+    trained, _ = optimizer.split_by_mask(params, mask)
+    return TrainState(jnp.int32(0), params, frozen, tx.init(trained), run_key)
+
+
+def _check(config: ConfigDict) -> None:
+    group = min(config.rpn.sample_group, config.train.batch)
+    if config.train.batch % group:
+        raise UserError(
+            f"train.batch is {config.train.batch}, which groups of rpn.sample_group={group} images do not "
+            "divide; change one of them."
+        )
+
+
+def _open(config: ConfigDict, *, train: bool) -> Source:
+    source = sources.open_source(config.data, train=train, seed=config.seed)
+    if config.mask.enabled:
+        sources.require_masks(source)
+    split = "train" if train else "eval"
+    notes = ", ".join(f"{count} {what}" for what, count in source.notes.items() if count)
+    print(f"{split}: {len(source)} images, {len(source.categories)} classes{'; ' + notes if notes else ''}")
+    return source
+
+
+def _save_categories(workdir: pathlib.Path, categories: Categories) -> None:
+    rows = [{"id": i, "name": n} for i, n in zip(categories.ids, categories.names, strict=True)]
+    (workdir / CATEGORIES).write_text(json.dumps(rows, indent=1))
+
+
+def _load_categories(workdir: pathlib.Path) -> Categories:
+    path = workdir / CATEGORIES
+    if not path.exists():
+        raise UserError(f"{path} is missing: {workdir} is no workdir of a training run.")
+    rows = json.loads(path.read_text())
+    return Categories(tuple(r["id"] for r in rows), tuple(r["name"] for r in rows))
+
+
+def _predictor(config: ConfigDict, model: Functional, mesh: Any) -> Callable[..., Detections]:
+    """(params, frozen, host batch) -> detections on the device, compiled once a canvas."""
+    run = step.make_predict_step(model, build.classify(config), masks=config.mask.enabled)
+    same, cut = sharding.replicated(mesh), sharding.batched(mesh)
+    compiled = jax.jit(run, in_shardings=(same, same, cut), out_shardings=cut)
+    return lambda params, frozen, batch: compiled(params, frozen, sharding.put_batch(mesh, batch))
+
+
+def _evaluation(
+    config: ConfigDict, model: Functional, source: Source, workdir: pathlib.Path
+) -> Callable[[int, Params, Params], dict[str, Any]]:
+    mesh = sharding.make_mesh()
+    predict_step = _predictor(config, model, mesh)
+
+    def evaluate(step: int, params: Params, frozen: Params) -> dict[str, Any]:
+        batches = pipeline.eval_batches(
+            source,
+            config.data,
+            batch=config.eval.batch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        report = evaluator.Report(
+            directory=workdir / "eval" / str(step),
+            step=step,
+            name=config.name,
+            masks=config.mask.enabled,
+            backend=config.eval.backend,
+        )
+        predict: Callable[[Batch], Detections] = functools.partial(predict_step, params, frozen)
+        return evaluator.evaluate(predict, batches, source, report)
+
+    return evaluate
+
+
+def _restored(
+    config: ConfigDict, model: Functional, workdir: pathlib.Path, at: int | None
+) -> tuple[int, Params, Params]:
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    found = checkpoints.latest() if at is None else at
+    if found is None:
+        raise UserError(f"{workdir} holds no finished checkpoint; train first, or correct --workdir.")
+    mesh = sharding.make_mesh()
+    params, frozen = model.abstract
+    restored = checkpoints.restore_weights(
+        found, sharding.abstract_on(mesh, params), sharding.abstract_on(mesh, frozen)
+    )
+    checkpoints.close()
+    return found, *restored
+
+
+def evaluate(config: ConfigDict, workdir: str, at: int | None) -> int:
+    """Restores a checkpoint and evaluates it."""
+    folder = pathlib.Path(workdir)
+    source = _open(config, train=False)
+    model = build.model(config, len(source.categories))
+    found, params, frozen = _restored(config, model, folder, at)
+    _evaluation(config, model, source, folder)(found, params, frozen)
+    return 0
+
+
+def predict(config: ConfigDict, workdir: str, at: int | None, images: str, output: str) -> int:
+    """Detects objects in files; exit code 1 when a file could not be read."""
+    from sephjax import predicting
+
+    folder = pathlib.Path(workdir)
+    paths = predicting.find_images(images)
+    categories = _load_categories(folder)
+    model = build.model(config, len(categories))
+    _, params, frozen = _restored(config, model, folder, at)
+    mesh = sharding.make_mesh()
+    failed = predicting.predict_files(
+        paths,
+        functools.partial(_predictor(config, model, mesh), params, frozen),
+        config=config,
+        categories=categories,
+        output=pathlib.Path(output),
+    )
+    return 1 if failed else 0
+
+
+def prepare(config: ConfigDict, data_dir: str) -> int:
+    """Writes the config's COCO annotations and images as a tfds dataset with masks."""
+    from sephjax.input import builder
+
+    builder.prepare(config.data, data_dir)
+    return 0
+
+
+def describe(config: ConfigDict) -> int:
+    """Prints what the config is."""
+    from sephjax import describe as description
+
+    description.describe(config)
+    return 0

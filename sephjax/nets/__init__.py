@@ -1,0 +1,1 @@
+"""Flax NNX modules; the only package that imports flax."""

@@ -1,0 +1,197 @@
+"""Mask R-CNN (He et al., 2017): pyramid, proposals, ROI heads, in the order they run."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from sephjax.nets import functional
+from sephjax.nets.proposal import select
+from sephjax.nets.roi.pool import Pooler
+from sephjax.ops import masks as mask_ops
+from sephjax.ops import tiers
+from sephjax.types import (
+    Batch,
+    BoxOutputs,
+    Proposals,
+    Rois,
+    RpnOutputs,
+    RpnTargets,
+    TrainOutputs,
+    Truth,
+)
+
+Pyramid = Mapping[str, Float[Array, "b _ _ c"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the detector does between its networks; everything is bound by `build`."""
+
+    normalize: Callable[[Array], Array]  # uint8 image -> network input
+    anchors: Callable[..., tuple[Array, ...]]  # (canvas, shapes) -> anchors of every level
+    rpn_targets: Callable[..., RpnTargets]
+    propose: Callable[..., Proposals]  # (ranked levels of one image, train) -> proposals
+    pre_nms: Callable[[int, bool], tuple[int, ...]]  # (levels, train) -> boxes ranked a level
+    rpn_weights: tuple[float, float, float, float]
+    roi_targets: Callable[..., Rois]
+    pooler: Pooler
+    roi_tiers: tuple[int, ...]
+    mask_pool: int  # cells a side of a pooled mask ROI
+    mask_rois: int  # most positives an image
+    mask_tiers: tuple[int, ...]
+    mask_binary: bool  # threshold mask targets at 0.5
+    mask_loss: Callable[..., Array]  # (logits, targets, positive) -> sum over positives
+    mask_padding: bool
+
+
+class Detector(nnx.Module):
+    """Backbone, neck, RPN, box head and, if there is one, mask head."""
+
+    def __init__(self, networks: Mapping[str, nnx.Module | None], recipe: Recipe):
+        self.backbone = networks["backbone"]
+        self.fpn = networks["fpn"]
+        self.rpn = networks["rpn"]
+        self.box_head = networks["box_head"]
+        if networks["mask_head"] is not None:
+            self.mask_head = networks["mask_head"]
+        self.recipe = recipe
+
+    def pyramid(self, batch: Batch, train: bool = False) -> dict[str, Float[Array, "b _ _ c"]]:  # noqa: FBT001, FBT002
+        """Feature maps p2... of a batch, each [b, h_l, w_l, c]."""
+        size = batch.size if self.recipe.mask_padding else None
+        features = self.backbone(self.recipe.normalize(batch.image), size, train=train)
+        return self.fpn(features, size, train=train)
+
+    def _anchors(self, batch: Batch, pyramid: Pyramid) -> tuple[tuple[Array, ...], Array]:
+        """Anchors of every level, and which of all of them each image may use, [b, n]."""
+        canvas = batch.image.shape[1:3]
+        levels = self.recipe.anchors(canvas, tuple(maps.shape[1:3] for maps in pyramid.values()))
+        every = jnp.concatenate(levels)
+        if not self.recipe.mask_padding:
+            return levels, jnp.ones((batch.image.shape[0], every.shape[0]), bool)
+        centres = 0.5 * (every[:, :2] + every[:, 2:])
+        edge = batch.size[:, ::-1].astype(jnp.float32)
+        return levels, jnp.all(centres[None] < edge[:, None], axis=-1)
+
+    def _propose(
+        self,
+        outputs: RpnOutputs,
+        levels: tuple[Array, ...],
+        inside: Array,
+        size: Array,
+        *,
+        train: bool,
+    ) -> Proposals:
+        cuts = [sum(level.shape[0] for level in levels[:i]) for i in range(1, len(levels))]
+        counts = self.recipe.pre_nms(len(levels), train)
+
+        def one(logits, deltas, usable, extent):
+            ranked = select.rank_levels(
+                jnp.split(logits, cuts),
+                jnp.split(deltas, cuts),
+                levels,
+                jnp.split(usable, cuts),
+                extent,
+                counts=counts,
+                weights=self.recipe.rpn_weights,
+            )
+            return self.recipe.propose(ranked, train)
+
+        found = jax.vmap(one)(outputs.logits, outputs.deltas, inside, size.astype(jnp.float32))
+        return jax.lax.stop_gradient(found)
+
+    def training(self, batch: Batch, keys: Array) -> TrainOutputs:
+        """Everything up to the losses; `keys` has one PRNG key an image, [b]."""
+        canvas = batch.image.shape[1:3]
+        pyramid = self.pyramid(batch, train=True)
+        levels, inside = self._anchors(batch, pyramid)
+        size = batch.size if self.recipe.mask_padding else None
+        outputs = self.rpn(pyramid, size, train=True)
+        pairs = jax.vmap(jax.random.split)(keys)
+        anchors = jnp.concatenate(levels)
+        rpn_targets = self.recipe.rpn_targets(pairs[:, 0], anchors, inside, batch.truth)
+        proposals = self._propose(outputs, levels, inside, batch.size, train=True)
+        rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
+        pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, canvas=canvas)
+        boxes = self._classify(pooled, train=True)
+        mask_sum = (
+            self._mask_sum(pyramid, rois, batch.truth, canvas)
+            if hasattr(self, "mask_head")
+            else None
+        )
+        return TrainOutputs(anchors, outputs, rpn_targets, rois, boxes, mask_sum)
+
+    def _classify(self, pooled: Float[Array, "b n s s c"], *, train: bool) -> BoxOutputs:
+        images, count = pooled.shape[:2]
+        rows = self.box_head(pooled.reshape(images * count, *pooled.shape[2:]), train=train)
+        return jax.tree.map(lambda leaf: leaf.reshape(images, count, *leaf.shape[1:]), rows)
+
+    def _mask_sum(
+        self, pyramid: Pyramid, rois: Rois, truth: Truth, canvas: tuple[int, int]
+    ) -> Float[Array, ""]:
+        recipe = self.recipe
+        first = lambda leaf: leaf[:, : recipe.mask_rois]
+        boxes, labels, positive = first(rois.boxes), first(rois.labels), first(rois.positive)
+        pooled = recipe.pooler(pyramid, boxes, positive, side=recipe.mask_pool, canvas=canvas)
+        crop = lambda m, gt, b, i: mask_ops.crop_masks(
+            m, gt, b, i, output_size=2 * recipe.mask_pool
+        )
+        targets = jax.vmap(crop)(truth.masks, truth.boxes, boxes, first(rois.matched))
+        if recipe.mask_binary:
+            targets = (targets >= 0.5).astype(jnp.float32)
+        head, params = functional.detach(self.mask_head)
+
+        def loss(params, pooled, rest):
+            labels, targets, positive = rest
+            flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+            logits = head(params, flat(pooled), flat(labels)).reshape(targets.shape)
+            return recipe.mask_loss(logits, targets, positive)
+
+        most = jnp.max(jnp.sum(positive, axis=1, dtype=jnp.int32))
+        rest = (labels, targets, positive)
+        return tiers.tiered_sum(loss, params, pooled, rest, most, recipe.mask_tiers)
+
+    def candidates(self, batch: Batch) -> tuple[dict[str, Array], Proposals, BoxOutputs]:
+        """Pyramid, test-time proposals (valid ones first) and the box head's raw outputs of them."""
+        canvas = batch.image.shape[1:3]
+        pyramid = self.pyramid(batch)
+        levels, inside = self._anchors(batch, pyramid)
+        size = batch.size if self.recipe.mask_padding else None
+        outputs = self.rpn(pyramid, size)
+        proposals = self._propose(outputs, levels, inside, batch.size, train=False)
+        proposals = jax.vmap(select.valid_first)(proposals)
+
+        def run(rows: Proposals) -> BoxOutputs:
+            pooled = self.recipe.pooler(pyramid, rows.boxes, rows.valid, side=7, canvas=canvas)
+            return self._classify(pooled, train=False)
+
+        most = jnp.max(jnp.sum(proposals.valid, axis=1, dtype=jnp.int32))
+        return pyramid, proposals, tiers.by_tier(run, proposals, most, self.recipe.roi_tiers)
+
+    def masks(
+        self,
+        pyramid: dict[str, Float[Array, "b _ _ c"]],
+        boxes: Float[Array, "b d 4"],
+        labels: Int[Array, "b d"],
+        valid: Bool[Array, "b d"],
+        canvas: tuple[int, int],
+    ) -> Float[Array, "b d s s"]:
+        """Mask probabilities of the detections, each in the frame of its box; 0 for invalid ones."""
+
+        def run(rows):
+            boxes, labels, valid = rows
+            pooled = self.recipe.pooler(
+                pyramid, boxes, valid, side=self.recipe.mask_pool, canvas=canvas
+            )
+            flat = pooled.reshape(-1, *pooled.shape[2:])
+            logits = self.mask_head(flat, labels.reshape(-1))
+            return jax.nn.sigmoid(logits).reshape(*boxes.shape[:2], *logits.shape[1:])
+
+        most = jnp.max(jnp.sum(valid, axis=1, dtype=jnp.int32))
+        found = tiers.by_tier(run, (boxes, labels, valid), most, self.recipe.mask_tiers)
+        return jnp.where(valid[:, :, None, None], found, 0.0)

@@ -1,0 +1,136 @@
+"""The one door between Flax NNX and JAX: a constructor becomes `init` and `apply` over plain dicts.
+
+NNX builds the module; what runs takes two nested dicts with string keys, `params` and `frozen`. No
+other file splits or merges. `nnx.merge` pairs values with the module by the *sorted position* of
+their paths, so a wrong name would permute the weights in silence: names and shapes are compared
+first.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from sephjax.errors import UserError
+from sephjax.types import Params
+
+
+class Frozen(nnx.Variable):
+    """Loaded with the weights, saved with them, never differentiated (batch-norm statistics)."""
+
+
+def flat_paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields `("a/b/kernel", leaf)` of a nested dict, in sorted order of the keys."""
+    for key in sorted(tree):
+        if isinstance(tree[key], Mapping):
+            yield from flat_paths(tree[key], f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", tree[key]
+
+
+def check_same(expected: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
+    """Compares names and shapes of two nested dicts.
+
+    Raises:
+        UserError: naming every tensor that is missing, unknown or of the wrong shape.
+    """
+    want = {path: tuple(leaf.shape) for path, leaf in flat_paths(expected)}
+    have = {path: tuple(leaf.shape) for path, leaf in flat_paths(given)}
+    if want == have:
+        return
+    problems = [f"{path} is missing" for path in want.keys() - have.keys()]
+    problems += [f"{path} is not part of the model" for path in have.keys() - want.keys()]
+    problems += [
+        f"{path} has shape {have[path]} where the model has {want[path]}"
+        for path in want.keys() & have.keys()
+        if want[path] != have[path]
+    ]
+    raise UserError(f"The {what} do not fit this model: " + "; ".join(sorted(problems)) + ".")
+
+
+@dataclasses.dataclass(frozen=True)
+class Functional:
+    """A model as pure functions of `params` (trained) and `frozen` (never differentiated).
+
+    Attributes:
+        make_model: The constructor.
+        graph: The structure of the module, as NNX split it.
+        abstract: `(params, frozen)` of `jax.ShapeDtypeStruct`; nothing was allocated for them.
+    """
+
+    make_model: Callable[[nnx.Rngs], nnx.Module]
+    graph: Any
+    abstract: tuple[Params, Params]
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        """Draws the initial `(params, frozen)`; may be jitted."""
+        _, params, frozen = nnx.split(self.make_model(nnx.Rngs(key)), nnx.Param, Frozen)
+        return dict(nnx.to_pure_dict(params)), dict(nnx.to_pure_dict(frozen))
+
+    def apply(
+        self, params: Params, frozen: Params, *args: Any, method: str = "__call__", **kwargs: Any
+    ) -> Any:
+        """Calls `method` (which may be dotted: `"neck.__call__"`) of the model with these values.
+
+        Raises:
+            UserError: the names or shapes of `params` or `frozen` are not those of the model.
+        """
+        return self._bound(params, frozen, method)[1](*args, **kwargs)
+
+    def apply_and_update(
+        self, params: Params, frozen: Params, *args: Any, method: str = "__call__", **kwargs: Any
+    ) -> tuple[Any, Params]:
+        """As `apply`, with the `frozen` that the call left behind (moving batch statistics)."""
+        model, call = self._bound(params, frozen, method)
+        outputs = call(*args, **kwargs)
+        _, _, updated = nnx.split(model, nnx.Param, Frozen)
+        return outputs, dict(nnx.to_pure_dict(updated))
+
+    def _bound(
+        self, params: Params, frozen: Params, method: str
+    ) -> tuple[nnx.Module, Callable[..., Any]]:
+        check_same(self.abstract[0], params, "parameters")
+        check_same(self.abstract[1], frozen, "frozen values")
+        model = nnx.merge(self.graph, params, frozen)
+        return model, operator.attrgetter(method)(model)
+
+
+def functional(make_model: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
+    """Splits a constructor into `init(key)` and `apply(params, frozen, *args)`.
+
+    The constructor is traced once for its names and shapes; no array is made. All variables of the
+    model must be `nnx.Param` or `Frozen`.
+    """
+    graph, *states = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param, Frozen)
+    params, frozen = (dict(nnx.to_pure_dict(state)) for state in states)
+    return Functional(make_model, graph, (params, frozen))
+
+
+def detach(module: nnx.Module) -> tuple[Callable[..., Any], Params]:
+    """Splits a part of a running model into a pure function and the parameters it has now.
+
+    For transformations that must see the parameters as arguments (a custom gradient). `call(params,
+    *args, **kwargs)` is the module's `__call__`; its frozen values are closed over, and what the
+    call changes in them is dropped.
+    """
+    graph, params, frozen = nnx.split(module, nnx.Param, Frozen)
+    values = nnx.to_pure_dict(frozen)
+
+    def call(params: Params, *args: Any, **kwargs: Any) -> Any:
+        return nnx.merge(graph, params, values)(*args, **kwargs)
+
+    return call, dict(nnx.to_pure_dict(params))
+
+
+def detach(module: nnx.Module) -> tuple[Callable[..., Any], Params]:
+    """A part of a model that is being traced, as `(call(params, *args), params)`.
+
+    For transformations that need the parameters as an argument (`jax.value_and_grad` inside a branch).
+    What the part holds in `Frozen` variables is closed over.
+    """
+    graph, params, frozen = nnx.split(module, nnx.Param, Frozen)
+    call = lambda params, *args, **kwargs: nnx.merge(graph, params, frozen)(*args, **kwargs)
+    return call, params

@@ -1,0 +1,102 @@
+"""From raw RPN outputs to proposals: top-k, decode, clip, NMS, on fixed shapes. No parameters."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sephjax.ops import boxes as box_ops
+from sephjax.ops import nms as nms_ops
+from sephjax.types import Proposals
+
+Weights = tuple[float, float, float, float]
+Ranked = tuple[Float[Array, "k 4"], Float[Array, "k"], Bool[Array, "k"]]
+
+
+def _best_of_level(
+    logits: Float[Array, "n"],
+    deltas: Float[Array, "n 4"],
+    anchors: Float[Array, "n 4"],
+    inside: Bool[Array, "n"],
+    size: Float[Array, "2"],
+    *,
+    count: int,
+    weights: Weights,
+) -> Ranked:
+    """The `count` best anchors of a level, decoded and clipped to the picture, best first."""
+    scores, order = jax.lax.top_k(jnp.where(inside, logits, -jnp.inf), min(count, logits.shape[0]))
+    boxes = box_ops.decode(anchors[order], deltas[order], weights=weights)
+    boxes = box_ops.clip(boxes, size)
+    valid = inside[order] & box_ops.nonempty(boxes)
+    return boxes, jnp.where(inside[order], scores, 0.0), valid
+
+
+def joint(levels: Sequence[Ranked], *, nms: float, count: int) -> Proposals:
+    """NMS within each level, then the `count` best of all levels (detectron2, torchvision); one image."""
+    boxes, scores, valid = (jnp.concatenate(part) for part in zip(*levels, strict=True))
+    level = jnp.concatenate([jnp.full(l[1].shape, i, jnp.int32) for i, l in enumerate(levels)])
+    kept, present = nms_ops.nms(
+        boxes, scores, valid, threshold=nms, max_output=min(count, boxes.shape[0]), classes=level
+    )
+    return Proposals(boxes[kept], scores[kept], present)
+
+
+def per_level(
+    levels: Sequence[Ranked],
+    *,
+    nms: float,
+    counts: Sequence[int],
+    exactly: bool,
+    logit_floor: float | None,
+) -> Proposals:
+    """A quota for every level, levels one after another without joint ranking (EXPERIMENTS 3.6); one image.
+
+    Args:
+        levels: ranked boxes, fine to coarse.
+        nms: IoU at or above which a box is suppressed.
+        counts: quota of each level.
+        exactly: fill the quota with suppressed boxes (training).
+        logit_floor: at test time boxes at or under it go, but each level keeps its best.
+    """
+    parts = []
+    for (boxes, scores, valid), count in zip(levels, counts, strict=True):
+        count = min(count, boxes.shape[0])
+        if exactly:
+            kept, present = nms_ops.nms_exactly_k(boxes, scores, valid, threshold=nms, count=count)
+        else:
+            kept, present = nms_ops.nms(
+                boxes, scores, valid, threshold=nms, max_output=count, inclusive=True
+            )
+        if logit_floor is not None:
+            present &= (scores[kept] > logit_floor) | (jnp.arange(count) == 0)
+        parts.append(Proposals(boxes[kept], scores[kept], present))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def valid_first(proposals: Proposals) -> Proposals:
+    """The same proposals of one image with the valid ones in front, order kept."""
+    order: Int[Array, "n"] = jnp.argsort(~proposals.valid, stable=True)
+    return jax.tree.map(lambda leaf: leaf[order], proposals)
+
+
+def quotas(first: int, shrink: int, levels: int) -> tuple[int, ...]:
+    """`first // shrink**i` for each level (the series: 1000, 333, 111, 37, 12)."""
+    return tuple(first // shrink**i for i in range(levels))
+
+
+def rank_levels(
+    logits: Sequence[Float[Array, "_"]],
+    deltas: Sequence[Float[Array, "_ 4"]],
+    anchors: Sequence[Float[Array, "_ 4"]],
+    inside: Sequence[Bool[Array, "_"]],
+    size: Float[Array, "2"],
+    *,
+    counts: Sequence[int],
+    weights: Weights,
+) -> list[Ranked]:
+    """`_best_of_level` for every level of one image."""
+    rows = zip(logits, deltas, anchors, inside, counts, strict=True)
+    return [
+        _best_of_level(l, d, a, i, size, count=count, weights=weights) for l, d, a, i, count in rows
+    ]

@@ -1,0 +1,228 @@
+"""Box heads on pooled features: one class per kind, all ending in logits and deltas.
+
+Pooled features are flattened row by row, channels innermost; PyTorch's order is another (see
+`weights/table.py`). A layer with a norm has no bias, one without has.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from sephjax.nets import layers, norms
+from sephjax.types import BoxOutputs
+
+Norm = str | norms.NormFactory
+Pooled = tuple[int, int, int]  # height, width and channels of a pooled ROI
+
+
+class Predictors(NamedTuple):
+    """The last layers of a box head; the initialisers are detectron2's, the series has Xavier."""
+
+    classes: int
+    class_agnostic: bool = False
+    logits_init: layers.Init = ("normal", 0.01)
+    deltas_init: layers.Init = ("normal", 0.001)
+
+
+class ConvTower(nnx.Module):
+    """3x3 convolutions `conv0`, `conv1`, ... each with norm and activation, at constant size."""
+
+    def __init__(
+        self,
+        channels: int,
+        dims: Sequence[int],
+        *,
+        norm: Norm,
+        init: layers.Init,
+        rngs: nnx.Rngs,
+    ):
+        make = norms.norm_factory(norm)
+        self.convs = len(dims)
+        for i, dim in enumerate(dims):
+            bias = not norms.has_norm(norm)
+            conv = layers.Conv(channels, dim, 3, bias=bias, init=init, rngs=rngs)
+            setattr(self, f"conv{i}", conv)
+            setattr(self, f"norm{i}", make(dim, rngs=rngs))
+            channels = dim
+
+    def __call__(
+        self,
+        x: Float[Array, "n h w c"],
+        valid: Bool[Array, "n"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "n h w _o"]:
+        """Applies the tower; `valid` says which ROIs count in batch statistics."""
+        if valid is not None:
+            valid = jnp.broadcast_to(valid[:, None, None], x.shape[:3])
+        for i in range(self.convs):
+            norm = getattr(self, f"norm{i}")
+            x = layers.act(norm(getattr(self, f"conv{i}")(x), valid, train=train), norm)
+        return x
+
+
+class FCTower(nnx.Module):
+    """Dense layers `fc0`, `fc1`, ... each with norm and activation."""
+
+    def __init__(
+        self,
+        channels: int,
+        dims: Sequence[int],
+        *,
+        norm: Norm,
+        init: layers.Init,
+        rngs: nnx.Rngs,
+    ):
+        make = norms.norm_factory(norm)
+        self.fcs = len(dims)
+        for i, dim in enumerate(dims):
+            bias = not norms.has_norm(norm)
+            setattr(self, f"fc{i}", layers.Linear(channels, dim, bias=bias, init=init, rngs=rngs))
+            setattr(self, f"norm{i}", make(dim, rngs=rngs))
+            channels = dim
+
+    def __call__(
+        self,
+        x: Float[Array, "n c"],
+        valid: Bool[Array, "n"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "n _o"]:
+        """Applies the tower; `valid` says which ROIs count in batch statistics."""
+        for i in range(self.fcs):
+            norm = getattr(self, f"norm{i}")
+            x = layers.act(norm(getattr(self, f"fc{i}")(x), valid, train=train), norm)
+        return x
+
+
+class Logits(layers.Linear):
+    """Class logits, background last."""
+
+    def __init__(self, channels: int, spec: Predictors, *, rngs: nnx.Rngs):
+        super().__init__(channels, spec.classes + 1, init=spec.logits_init, rngs=rngs)
+
+
+class Deltas(layers.Linear):
+    """Box deltas of every class, or of one box for all."""
+
+    def __init__(self, channels: int, spec: Predictors, *, rngs: nnx.Rngs):
+        boxes = 1 if spec.class_agnostic else spec.classes
+        super().__init__(channels, 4 * boxes, init=spec.deltas_init, rngs=rngs)
+
+
+def _flat(x: Float[Array, "n h w c"]) -> Float[Array, "n _o"]:
+    return x.reshape(x.shape[0], -1)
+
+
+def _outputs(logits: Float[Array, "n _k1"], deltas: Float[Array, "n _k4"]) -> BoxOutputs:
+    deltas = deltas.reshape(deltas.shape[0], -1, 4)
+    return BoxOutputs(logits.astype(jnp.float32), deltas.astype(jnp.float32))
+
+
+class FastRCNNConvFC(nnx.Module):
+    """Convolutions, then dense layers, shared by class and box.
+
+    detectron2 and torchvision v1: two FC of 1024 with ReLU; torchvision v2 and LSJ: four
+    convolutions and one FC; the series: two FC with GN and ReLU, whatever the norm elsewhere.
+    """
+
+    def __init__(
+        self,
+        pooled: Pooled,
+        predictors: Predictors,
+        *,
+        conv_dims: Sequence[int] = (),
+        fc_dims: Sequence[int] = (1024, 1024),
+        conv_norm: Norm = "none",
+        fc_norm: Norm = "none",
+        init: layers.Init = "kaiming_uniform_a1",
+        rngs: nnx.Rngs,
+    ):
+        height, width, channels = pooled
+        self.tower = ConvTower(channels, conv_dims, norm=conv_norm, init=init, rngs=rngs)
+        flat = height * width * (conv_dims[-1] if conv_dims else channels)
+        self.dense = FCTower(flat, fc_dims, norm=fc_norm, init=init, rngs=rngs)
+        features = fc_dims[-1] if fc_dims else flat
+        self.logits = Logits(features, predictors, rngs=rngs)
+        self.deltas = Deltas(features, predictors, rngs=rngs)
+
+    def __call__(
+        self,
+        pooled: Float[Array, "n h w c"],
+        valid: Bool[Array, "n"] | None = None,
+        *,
+        train: bool = False,
+    ) -> BoxOutputs:
+        """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
+        x = self.dense(_flat(self.tower(pooled, valid, train=train)), valid, train=train)
+        return _outputs(self.logits(x), self.deltas(x))
+
+
+class SeparateFastRCNNConvFCHead(nnx.Module):
+    """Two convolution towers, one for the class and one for the box; they share nothing (seph)."""
+
+    def __init__(
+        self,
+        pooled: Pooled,
+        predictors: Predictors,
+        *,
+        conv_dims: Sequence[int] = (256,) * 4,
+        norm: Norm = "evonorm_s0",
+        init: layers.Init = "xavier_uniform",
+        rngs: nnx.Rngs,
+    ):
+        height, width, channels = pooled
+        self.classify = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
+        self.refine = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
+        features = height * width * conv_dims[-1]
+        self.logits = Logits(features, predictors, rngs=rngs)
+        self.deltas = Deltas(features, predictors, rngs=rngs)
+
+    def __call__(
+        self,
+        pooled: Float[Array, "n h w c"],
+        valid: Bool[Array, "n"] | None = None,
+        *,
+        train: bool = False,
+    ) -> BoxOutputs:
+        """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
+        classes = _flat(self.classify(pooled, valid, train=train))
+        boxes = _flat(self.refine(pooled, valid, train=train))
+        return _outputs(self.logits(classes), self.deltas(boxes))
+
+
+class SeparateFastRCNNConvFCHeadV2(nnx.Module):
+    """Dense layers for the class, convolutions for the box, nothing shared (sephv2 and after)."""
+
+    def __init__(
+        self,
+        pooled: Pooled,
+        predictors: Predictors,
+        *,
+        fc_dims: Sequence[int] = (1024, 1024),
+        conv_dims: Sequence[int] = (256,) * 4,
+        norm: Norm = "evonorm_s0",
+        init: layers.Init = "xavier_uniform",
+        rngs: nnx.Rngs,
+    ):
+        height, width, channels = pooled
+        flat = height * width * channels
+        self.classify = FCTower(flat, fc_dims, norm=norm, init=init, rngs=rngs)
+        self.refine = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
+        self.logits = Logits(fc_dims[-1], predictors, rngs=rngs)
+        self.deltas = Deltas(height * width * conv_dims[-1], predictors, rngs=rngs)
+
+    def __call__(
+        self,
+        pooled: Float[Array, "n h w c"],
+        valid: Bool[Array, "n"] | None = None,
+        *,
+        train: bool = False,
+    ) -> BoxOutputs:
+        """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
+        classes = self.classify(_flat(pooled), valid, train=train)
+        boxes = _flat(self.refine(pooled, valid, train=train))
+        return _outputs(self.logits(classes), self.deltas(boxes))

@@ -1,0 +1,102 @@
+"""Run a head on the smallest of a few capacities that holds what is valid.
+
+Static shapes waste work: 128 mask ROIs an image cost as much as the backbone, and most are padding.
+Valid entries come first, so a head compiled for a few capacities and chosen by the largest valid count
+of the batch gives the same results for less work.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def capacities(tiers: Sequence[int], full: int) -> tuple[int, ...]:
+    """The tiers below `full`, then `full`."""
+    return (*sorted(tier for tier in set(tiers) if tier < full), full)
+
+
+def _index(count: Int[Array, ""], sizes: Sequence[int]) -> Int[Array, ""]:
+    return jnp.searchsorted(jnp.asarray(sizes, jnp.int32), count.astype(jnp.int32))
+
+
+def _cut(tree: Any, size: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:, :size], tree)
+
+
+def _fill(tree: Any, full: int) -> Any:
+    grow = lambda leaf: jnp.pad(leaf, [(0, 0), (0, full - leaf.shape[1])] + [(0, 0)] * (leaf.ndim - 2))
+    return jax.tree.map(grow, tree)
+
+
+def by_tier(run: Callable[[Any], Any], rows: Any, count: Int[Array, ""], tiers: Sequence[int]) -> Any:
+    """`run(rows)` on the smallest tier that holds `count`; the result's other rows are 0.
+
+    Args:
+        run: maps a pytree of arrays [b, t, ...] to a pytree of arrays [b, t, ...], row by row.
+        rows: pytree of arrays [b, n, ...], what is valid first.
+        count: the most valid rows of any image of the batch.
+        tiers: capacities to compile beside `n`.
+    """
+    full = jax.tree.leaves(rows)[0].shape[1]
+    sizes = capacities(tiers, full)
+    if len(sizes) == 1:
+        return run(rows)
+    branch = lambda size: lambda every: _fill(run(_cut(every, size)), full)
+    return jax.lax.switch(_index(count, sizes), [branch(size) for size in sizes], rows)
+
+
+def tiered_sum(
+    loss: Callable[[Any, Any, Any], Float[Array, ""]],
+    params: Any,
+    inputs: Any,
+    rest: Any,
+    count: Int[Array, ""],
+    tiers: Sequence[int],
+) -> Float[Array, ""]:
+    """`loss(params, inputs, rest)` on the smallest tier that holds `count`, and its gradient.
+
+    Differentiating a `lax.switch` keeps every branch's activations; here the forward pass of a branch
+    computes its gradient at once (the loss is a scalar, so the cotangent only scales it).
+
+    Args:
+        loss: a sum over rows to which rows past the valid ones add nothing.
+        params: differentiated.
+        inputs: arrays [b, n, ...], differentiated.
+        rest: arrays [b, n, ...], not differentiated.
+        count: the most valid rows of any image of the batch.
+        tiers: capacities to compile beside `n`.
+    """
+    full = jax.tree.leaves(inputs)[0].shape[1]
+    sizes = capacities(tiers, full)
+
+    def value_branch(size):
+        return lambda params, inputs, rest: loss(params, _cut(inputs, size), _cut(rest, size))
+
+    def grad_branch(size):
+        def run(params, inputs, rest):
+            value, (by_params, by_inputs) = jax.value_and_grad(loss, argnums=(0, 1))(
+                params, _cut(inputs, size), _cut(rest, size)
+            )
+            return value, by_params, _fill(by_inputs, full)
+
+        return run
+
+    @jax.custom_vjp
+    def total(params, inputs, rest, index):
+        return jax.lax.switch(index, [value_branch(size) for size in sizes], params, inputs, rest)
+
+    def forward(params, inputs, rest, index):
+        value, *grads = jax.lax.switch(
+            index, [grad_branch(size) for size in sizes], params, inputs, rest
+        )
+        return value, grads
+
+    def backward(grads, cotangent):
+        scale = lambda g: g * cotangent.astype(g.dtype)
+        return (*jax.tree.map(scale, tuple(grads)), None, None)
+
+    total.defvjp(forward, backward)
+    return total(params, inputs, rest, _index(count, sizes))

@@ -1,0 +1,1 @@
+"""Pure compositions of ops that need ground truth."""

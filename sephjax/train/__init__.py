@@ -1,0 +1,1 @@
+"""Optimizer, sharding, the train step and the loop around it."""

@@ -1,0 +1,60 @@
+"""Where arrays live: one mesh axis `data`; the state on every device, a batch cut along it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sephjax.errors import UserError
+from sephjax.types import Batch
+
+AXIS = "data"
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes on the one axis `data`."""
+    return Mesh(np.asarray(jax.devices()), (AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of the state and of scalars: a whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batched(mesh: Mesh) -> NamedSharding:
+    """The sharding of everything whose first axis is the image."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def check_batch(images: int, mesh: Mesh, key: str) -> None:
+    """Raises UserError unless a global batch of `images` can be cut evenly over the mesh."""
+    if images % mesh.size:
+        raise UserError(
+            f"{key} is {images}, which {mesh.size} devices cannot share evenly;"
+            f" set --config.{key} to a multiple of {mesh.size}."
+        )
+
+
+def put_batch(mesh: Mesh, batch: Batch) -> Batch:
+    """Moves this process' part of a batch (NumPy arrays) to its devices as global arrays.
+
+    The transfer is explicit, so it is allowed under `jax.transfer_guard("disallow")`. Every process
+    gives the same number of images; leaves that are None stay None.
+    """
+    sharding = batched(mesh)
+    processes = jax.process_count()
+
+    def put(local: Any) -> jax.Array:
+        shape = (local.shape[0] * processes, *local.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, local, shape)
+
+    return jax.tree.map(put, batch)
+
+
+def abstract_on(mesh: Mesh, tree: Any) -> Any:
+    """Shapes and dtypes of `tree`, each with the sharding of the state: what a restore is given."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )

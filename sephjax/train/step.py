@@ -1,0 +1,82 @@
+"""The train step and the predict step: pure functions of state and batch, jitted by their callers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sephjax.nets.functional import Functional
+from sephjax.train import optimizer
+from sephjax.types import Batch, Detections, Params, Proposals, TrainOutputs, TrainState
+
+Losses = Callable[[TrainOutputs, Any], dict[str, jax.Array]]
+Classify = Callable[[Any, Proposals, Any], Detections]
+
+
+def make_train_step(
+    model: Functional,
+    tx: optax.GradientTransformation,
+    losses: Losses,
+    frozen_names: tuple[str, ...],
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """One SGD step on one batch.
+
+    Args:
+        model: the detector.
+        tx: optimizer of the trained parameters.
+        losses: (outputs, size) -> `loss` and its terms.
+        frozen_names: regexes of parameters that stay as they are; their gradient is never computed.
+
+    An image's sampling key is folded from (run key, step, index of the image in its source), so the
+    result does not depend on how the batch lies on devices.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.index)
+        mask = optimizer.frozen_mask(state.params, frozen_names)
+        trained, fixed = optimizer.split_by_mask(state.params, mask)
+
+        def objective(trained: Params) -> tuple[jax.Array, tuple[dict[str, jax.Array], Params]]:
+            params = optimizer.join(trained, fixed)
+            outputs, frozen = model.apply_and_update(
+                params, state.frozen, batch, keys, method="training"
+            )
+            terms = losses(outputs, batch.size.astype(jnp.float32))
+            terms["positive_rois"] = jnp.sum(outputs.rois.positive, dtype=jnp.float32)
+            return terms["loss"], (terms, frozen)
+
+        grads, (terms, frozen) = jax.grad(objective, has_aux=True)(trained)
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        params = optimizer.join(optax.apply_updates(trained, updates), fixed)
+        scalars = terms | {"grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, frozen, opt_state, state.key), scalars
+
+    return train_step
+
+
+def make_predict_step(
+    model: Functional, classify: Classify, *, masks: bool
+) -> Callable[[Params, Params, Batch], Detections]:
+    """Detections of a batch: `predict_step(params, frozen, batch)`; truth is not read.
+
+    Args:
+        model: the detector.
+        classify: `predict.detections` of one image with its options bound.
+        masks: run the mask head on the detections.
+    """
+
+    def predict_step(params: Params, frozen: Params, batch: Batch) -> Detections:
+        pyramid, proposals, outputs = model.apply(params, frozen, batch, method="candidates")
+        found = jax.vmap(classify)(outputs, proposals, batch.size.astype(jnp.float32))
+        if not masks:
+            return found
+        canvas = batch.image.shape[1:3]
+        probabilities = model.apply(
+            params, frozen, pyramid, found.boxes, found.labels, found.valid, canvas, method="masks"
+        )
+        return Detections(found.boxes, found.scores, found.labels, found.valid, probabilities)
+
+    return predict_step

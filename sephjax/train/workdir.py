@@ -1,0 +1,149 @@
+"""The files of a run's folder that say whose it is and how far it got."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from sephjax import checkpoint, observe
+from sephjax.errors import UserError
+
+# Keys that may differ when a run goes on: they change how long, how fast and what is looked at, not
+# what a step computes. (With the cosine schedule train.steps does: see `claim`.) A name with a dot at its
+# end stands for everything below it.
+HARMLESS = (
+    "name",
+    "lineage",
+    "train.steps",
+    "train.log_every",
+    "eval.",
+    "checkpoint.",
+    "predict.",
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+)
+ABSENT = "absent"
+
+
+def checkpoints_of(workdir: pathlib.Path, config: ConfigDict) -> checkpoint.Checkpoints:
+    """The checkpoints of a run."""
+    return checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
+    """Makes `workdir` the folder of `config`: writes `config.json`, or checks the one that is there.
+
+    Returns:
+        Sentences about harmless differences that the person who resumes should know.
+
+    Raises:
+        UserError: if the folder belongs to another config; it names the keys and both values.
+    """
+    file = workdir / "config.json"
+    mine = observe.plain_config(config)
+    notes = []
+    if file.exists():
+        try:
+            theirs = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"{file} is not JSON ({error}); choose another workdir.") from error
+        differences = _differences(theirs, mine)
+        bad = {key: pair for key, pair in differences.items() if not key.startswith(HARMLESS)}
+        if bad:
+            told = "; ".join(f"{key} is {a!r} there and {b!r} here" for key, (a, b) in bad.items())
+            raise UserError(
+                f"{workdir} belongs to another config: {told}; choose another workdir or set these keys back."
+            )
+        if "train.steps" in differences and config.schedule.name == "cosine":
+            before, now = differences["train.steps"]
+            notes.append(
+                f"train.steps was {before} and is {now}: the cosine of the learning rate now ends there,"
+                " so this is not the run that would have had it from the start."
+            )
+    write_json(file, mine)
+    return notes
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    a, b = _flat(theirs), _flat(mine)
+    keys = sorted(a.keys() | b.keys())
+    pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        leaves |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return leaves
+
+
+def write_json(file: pathlib.Path, value: Any) -> None:
+    """Writes `value` in one go, on process 0 only, making the folders above it."""
+    if jax.process_index() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}.{os.getpid()}")
+        draft.write_text(json.dumps(value, indent=2) + "\n")
+        draft.replace(file)
+
+
+def write_manifest(workdir: pathlib.Path, config: ConfigDict, step: int) -> None:
+    """Writes `manifest.json`; what earlier starts of this run wrote stays under `earlier`."""
+    file = workdir / "manifest.json"
+    earlier = []
+    if step and file.exists():
+        before = json.loads(file.read_text())
+        earlier = [*before.pop("earlier", []), {k: v for k, v in before.items() if k != "config"}]
+    write_json(file, observe.manifest(config) | {"from_step": step, "earlier": earlier})
+
+
+def trim_metrics(workdir: pathlib.Path, step: int) -> None:
+    """Removes the lines after `step` from `metrics.jsonl`: a killed run left them, and they will come again."""
+    file = workdir / "metrics.jsonl"
+    if jax.process_index() or not file.exists():
+        return
+    lines = file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) != len(lines):
+        draft = file.with_name(".metrics.jsonl")
+        draft.write_text("".join(kept))
+        draft.replace(file)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # a line cut short
+
+
+def evaluated(workdir: pathlib.Path, step: int) -> bool:
+    """Has the evaluation of `step` left its numbers? All processes get the answer of process 0."""
+    return agreed((workdir / "eval" / str(step) / "metrics.json").exists())
+
+
+def finished(workdir: pathlib.Path, config: ConfigDict) -> int | None:
+    """The last step, if all steps are done, saved and evaluated; else None. Reads no array."""
+    step = checkpoints_of(workdir, config).latest(whole=True)
+    done = step is not None and step >= config.train.steps and evaluated(workdir, step)
+    return step if done else None
+
+
+def agreed(flag: bool) -> bool:  # noqa: FBT001 - it is the value
+    """What process 0 says."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(jax.numpy.asarray(flag)))
+
+
+def any_process(flag: bool) -> bool:  # noqa: FBT001 - it is the value
+    """Does any process say so? Every process must ask at the same step."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag)).any())

@@ -1,0 +1,39 @@
+"""What every test runs under: CPU, strict promotion, all warnings as errors."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from absl import flags
+from hypothesis import settings
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
+settings.load_profile("ci")
+flags.FLAGS.mark_as_parsed()
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder that holds `data/`, `weights/` beside the project (or SEPHJAX_DATA)."""
+    return pathlib.Path(os.environ.get("SEPHJAX_DATA", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_data(shared: pathlib.Path) -> pathlib.Path:
+    return shared / "data"
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With SEPHJAX_NO_SKIP (CI) a skipped test fails the run: nothing passes by not running."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = len(reporter.stats.get("skipped", [])) if reporter else 0
+    if os.environ.get("SEPHJAX_NO_SKIP") and skipped and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter.write_line(f"{skipped} tests were skipped, which SEPHJAX_NO_SKIP forbids", red=True)

@@ -1,0 +1,45 @@
+"""Torch modules as the other side of a weight table, and canvases, for the tests of nets."""
+
+import jax
+import numpy as np
+
+from sephjax.weights import table
+
+NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
+
+
+def torchvision_resnet_rules() -> list[table.Rule]:
+    """torchvision.models.resnet's names without its classifier."""
+    rules = [
+        table.Rule("stem/conv/kernel", "conv1.weight", table.CONV),
+        table.Rule("stage{s}/block{b}/conv{c}/kernel", "layer{s}.{b}.conv{c}.weight", table.CONV),
+        table.Rule(
+            "stage{s}/block{b}/shortcut_conv/kernel", "layer{s}.{b}.downsample.0.weight", table.CONV
+        ),
+    ]
+    for ours, theirs in NORM.items():
+        rules += [
+            table.Rule(f"stem/norm/{ours}", f"bn1.{theirs}"),
+            table.Rule("stage{s}/block{b}/norm{c}/" + ours, "layer{s}.{b}.bn{c}." + theirs),
+            table.Rule(
+                "stage{s}/block{b}/shortcut_norm/" + ours, "layer{s}.{b}.downsample.1." + theirs
+            ),
+        ]
+    return rules
+
+
+def from_torch(rules, model, module, ignore=()):
+    """`(params, frozen)` of `model` (a Functional) with the values of a torch module."""
+    params, frozen = (table.flatten(part) for part in model.abstract)
+    state = {name: value.detach().numpy() for name, value in module.state_dict().items()}
+    arrays, _ = table.load(
+        rules, params | frozen, state, source="torch", ignore=("num_batches_tracked$", *ignore)
+    )
+    return tuple(table.unflatten({p: arrays[p] for p in part}) for part in (params, frozen))
+
+
+def randomise(tree, seed=0):
+    """Draws every vector of a nested dict from [0.5, 1.5], so that no gamma or mean is trivial."""
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: np.asarray(rng.uniform(0.5, 1.5, leaf.shape), np.float32)
+    return jax.tree.map(lambda leaf: draw(leaf) if leaf.ndim == 1 else leaf, tree)
