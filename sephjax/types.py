@@ -7,6 +7,7 @@ edges. Labels are int32 `0..k-1`; background is `k`. A set of things has a fixed
 """
 
 import dataclasses
+import typing
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +17,7 @@ Params = dict[str, Any]
 T = TypeVar("T")
 
 
+@typing.dataclass_transform(frozen_default=True)
 def pytree(cls: type[T]) -> type[T]:
     """Makes `cls` a frozen dataclass whose fields are pytree children."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))

@@ -123,7 +123,7 @@ class TrainBatches:
             shape = transforms.resized_shape(*old, short, frame.long_side, frame.resize)
             image = transforms.resize(example.image, *shape)
             place_image(arrays, row, image[:, ::-1] if flip else image, old)
-            arrays["index"][row] = item.index
+            arrays["index"][row] = item.picture
             over_cap += place_objects(arrays, row, example, frame, flip=flip)
         return Prepared(arrays, unreadable, over_cap)
 
@@ -135,9 +135,9 @@ class TrainBatches:
         for offset in range(size):
             item = self.schedule.item(bucket, place + offset)
             try:
-                return item, self.source.example(item.index)
+                return item, self.source.example(item.picture)
             except UnreadableImage as error:
-                unreadable.append((item.index, str(error)))
+                unreadable.append((item.picture, str(error)))
         raise RunError(
             f"None of {size} pictures in a row could be read, the last one because "
             f"{unreadable[-1][1]}: repair the image files."

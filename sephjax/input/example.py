@@ -51,11 +51,30 @@ class Source(Protocol):
     out altogether (when asked); an evaluation view holds every image.
     """
 
-    ids: np.ndarray  # int64 [n]
-    sizes: np.ndarray  # int32 [n, 2], height and width
-    categories: Categories
-    has_masks: bool  # every usable non-crowd object has a segmentation
-    notes: dict[str, int]  # what opening dropped or changed, by kind
+    @property
+    def ids(self) -> np.ndarray:
+        """Image ids, int64 [n], ascending."""
+        ...
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of each image, int32 [n, 2]."""
+        ...
+
+    @property
+    def categories(self) -> Categories:
+        """The classes."""
+        ...
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every usable non-crowd object has a segmentation."""
+        ...
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """What opening dropped or changed, by kind."""
+        ...
 
     def __len__(self) -> int:
         """Number of images."""

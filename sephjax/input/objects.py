@@ -46,10 +46,10 @@ def usable_boxes(bbox: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, BoxKin
     corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1)
     limit = np.tile(size[:, ::-1], 2).astype(np.float64)
     boxes = np.clip(corners, 0.0, limit)
-    zero_area = (bbox[:, 2:] < MIN_SIDE).any(axis=1)
-    outside = ~zero_area & (boxes[:, 2:] - boxes[:, :2] < MIN_SIDE).any(axis=1)
+    zero_area = np.any(bbox[:, 2:] < MIN_SIDE, axis=1)
+    outside = ~zero_area & np.any(boxes[:, 2:] - boxes[:, :2] < MIN_SIDE, axis=1)
     usable = ~zero_area & ~outside
-    clipped = usable & (np.abs(boxes - corners) >= MIN_SIDE).any(axis=1)
+    clipped = usable & np.any(np.abs(boxes - corners) >= MIN_SIDE, axis=1)
     return boxes, BoxKinds(usable, zero_area, outside, clipped)
 
 

@@ -1,10 +1,10 @@
 """Which pictures a training step sees: closed forms in (seed, step), nothing remembered.
 
 The bucket of a step. With n_k images in bucket k, buckets are used in proportion to n_k and as
-evenly as integers allow. Bucket 0 has had `floor((t * n_0 + r_0) / N)` of the first t steps, with an
-offset `0 <= r_0 < N` drawn from the seed; of the steps left to the others, bucket 1 has had
-`floor((t' * n_1 + r_1) / (N - n_0))`, and so on. Each count grows by 0 or 1 a step and together they
-grow by exactly 1, so the bucket of step t is the one whose count grows there.
+evenly as integers allow. Bucket 0 has had `floor((t * n_0 + r_0) / N)` of the first t steps, with
+an offset `0 <= r_0 < N` drawn from the seed; of the steps left to the others, bucket 1 has had
+`floor((t' * n_1 + r_1) / (N - n_0))`, and so on. Each count grows by 0 or 1 a step and together
+they grow by exactly 1, so the bucket of step t is the one whose count grows there.
 
 The pictures of a step. Every bucket is an endless stream of its pictures: item j belongs to epoch
 `j // n_k` and stands at `j % n_k` of a permutation drawn from (seed, bucket, epoch). A bucket's
@@ -23,7 +23,7 @@ _OFFSETS, _ORDER, _AUGMENT = 0, 1, 2  # purposes of random streams
 class Item(NamedTuple):
     """One place of a bucket's stream."""
 
-    index: int  # position of the picture in its source
+    picture: int  # its position in the source
     epoch: int  # of the bucket
 
 
@@ -34,7 +34,7 @@ def stream(seed: int, *path: int) -> np.random.Generator:
 
 def augmentation(seed: int, item: Item) -> np.random.Generator:
     """The random stream that augments a picture in an epoch."""
-    return stream(seed, _AUGMENT, item.epoch, item.index)
+    return stream(seed, _AUGMENT, item.epoch, item.picture)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
+from pycocotools import mask as _coco_mask
 
 from sephjax.errors import UserError
 from sephjax.input.example import Categories, Example, Picture, assemble
 from sephjax.input.objects import Objects
 from sephjax.input.schedule import stream
 from sephjax.input.truth import coco_ground_truth
+
+coco_mask: Any = _coco_mask  # its stubs know one of its call forms only
 
 CATEGORIES = Categories((1, 2, 3), ("circle", "square", "triangle"))
 _DRAWING = 3  # purpose of the random stream
@@ -44,7 +46,7 @@ def open_shapes(
     if count <= 0 or min(height, width) < 48 or max_objects < 1:
         raise UserError(
             f"data.shapes cannot draw {count} pictures of {height}x{width} with up to "
-            f"{max_objects} objects: it needs one picture, sides of 48 pixels and one object at least."
+            f"{max_objects} objects: one picture, 48 pixels a side and one object are the least."
         )
     portrait = np.arange(count) % 3 == 2
     sizes = np.where(portrait[:, None], (width, height), (height, width)).astype(np.int32)

@@ -4,9 +4,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
+from pycocotools import mask as _coco_mask
 
 from sephjax.input.objects import Segmentation
+
+coco_mask: Any = _coco_mask  # its stubs know one of its call forms only
 
 MASK_SIZE = 112  # cells a side of a mask crop
 _FAR = 1e4  # cells; polygon points further out are moved to it, so that bad boxes stay cheap
@@ -104,7 +106,7 @@ def crop_masks_to_boxes(
 
 def _rings_in_box(rings: list[np.ndarray], box: np.ndarray) -> list[np.ndarray]:
     # pycocotools takes four numbers for a box, and fewer than three points enclose nothing.
-    corner, scale = np.tile(box[:2], 1), MASK_SIZE / (box[2:] - box[:2])
+    corner, scale = box[:2], MASK_SIZE / (box[2:] - box[:2])
     return [
         np.clip((ring.reshape(-1, 2) - corner) * scale, -_FAR, _FAR).ravel()
         for ring in rings
@@ -115,7 +117,7 @@ def _rings_in_box(rings: list[np.ndarray], box: np.ndarray) -> list[np.ndarray]:
 def _crop_rle(rle: dict[str, Any], box: np.ndarray, height: int, width: int) -> np.ndarray:
     if isinstance(rle["counts"], list):
         rle = coco_mask.frPyObjects(rle, *rle["size"])
-    full = coco_mask.decode(rle)  # pyright: ignore[reportArgumentType]
+    full = coco_mask.decode(rle)
     if full.shape != (height, width):
         raise ValueError(f"a mask of {full.shape} pixels in an image of {height}x{width}")
     step = (box[2:] - box[:2]) / MASK_SIZE

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -191,7 +192,7 @@ def max_pool_3x3(
     (top, bottom), (left, right) = pads(padding, (x.shape[1], x.shape[2]), 3, 2)
     y = jax.lax.reduce_window(
         x,
-        jnp.asarray(-jnp.inf, x.dtype),
+        np.asarray(-np.inf, x.dtype),  # concrete: only then is it seen as a max-pool with a gradient
         jax.lax.max,
         (1, 3, 3, 1),
         (1, 2, 2, 1),

@@ -48,14 +48,13 @@ def roi_align(
 
     Source: Mask R-CNN (He et al. 2017), section 3; the border rules are torchvision's.
     """
-    boxes, level, image, valid = _flat(pyramid, boxes, levels, valid)
+    boxes, level = _sanitised(boxes, levels, valid, len(pyramid))
     height, width = level_sizes(pyramid, level)
     scale = jnp.asarray([1.0 / stride for stride in strides], jnp.float32)[level]
     grid = functools.partial(_align_axis, scale=scale, samples=sampling_ratio, aligned=aligned)
-    rows = grid(boxes[:, 1], boxes[:, 3], size=height, cells=output_size[0])
-    columns = grid(boxes[:, 0], boxes[:, 2], size=width, cells=output_size[1])
-    pooled = _pool(_specs(pyramid), tuple(pyramid), Taps(image, level, valid, rows, columns))
-    return pooled.reshape(*levels.shape, *pooled.shape[1:])
+    rows = grid(boxes[..., 1], boxes[..., 3], size=height, cells=output_size[0])
+    columns = grid(boxes[..., 0], boxes[..., 2], size=width, cells=output_size[1])
+    return _pool(_specs(pyramid), tuple(pyramid), Taps(level, valid, rows, columns))
 
 
 def crop_and_max_pool(
@@ -84,13 +83,14 @@ def crop_and_max_pool(
         output_size: height and width of the output.
         bins: rows and columns of points under each output cell.
     """
-    boxes, level, image, valid = _flat(pyramid, boxes, levels, valid)
+    boxes, level = _sanitised(boxes, levels, valid, len(pyramid))
     height, width = level_sizes(pyramid, level)
     points = output_size[0] * bins[0], output_size[1] * bins[1]
-    relative = boxes / jnp.asarray([canvas[1], canvas[0], canvas[1], canvas[0]], jnp.float32)[None]
-    rows = _crop_axis(relative[:, 1], relative[:, 3], height, points[0])
-    columns = _crop_axis(relative[:, 0], relative[:, 2], width, points[1])
-    crops = _pool(_specs(pyramid), tuple(pyramid), Taps(image, level, valid, rows, columns))
+    extent = jnp.asarray([canvas[1], canvas[0], canvas[1], canvas[0]], jnp.float32)
+    relative = boxes / extent[None, None]
+    rows = _crop_axis(relative[..., 1], relative[..., 3], height, points[0])
+    columns = _crop_axis(relative[..., 0], relative[..., 2], width, points[1])
+    crops = _pool(_specs(pyramid), tuple(pyramid), Taps(level, valid, rows, columns))
     grouped = crops.reshape(
         *levels.shape, output_size[0], bins[0], output_size[1], bins[1], crops.shape[-1]
     )
@@ -125,14 +125,10 @@ def assign_levels(
     return jnp.sum((ratio + shift)[:, None] >= bounds[None], axis=1, dtype=jnp.int32)
 
 
-def _flat(pyramid, boxes, levels, valid):
-    """Boxes without gradient, levels in range, image numbers and validity of all `b * n` ROIs."""
-    images, n = levels.shape
-    # An invalid box may hold anything; its taps are computed like the others'.
+def _sanitised(boxes, levels, valid, count):
+    """Boxes without gradient, 0 where invalid, and levels in range."""
     boxes = jnp.where(valid[..., None], lax.stop_gradient(boxes).astype(jnp.float32), 0.0)
-    level = jnp.clip(levels.astype(jnp.int32), 0, len(pyramid) - 1).reshape(-1)
-    image = jnp.repeat(lax.iota(jnp.int32, images), n)
-    return boxes.reshape(-1, 4), level, image, valid.reshape(-1)
+    return boxes, jnp.clip(levels.astype(jnp.int32), 0, count - 1)
 
 
 def _align_axis(low, high, *, scale, size, cells, samples, aligned) -> Axis:
@@ -142,11 +138,11 @@ def _align_axis(low, high, *, scale, size, cells, samples, aligned) -> Axis:
     extent = high * scale - half - start
     if not aligned:
         extent = jnp.maximum(extent, 1.0)
-    step = (extent / cells)[:, None, None]
-    cell = lax.iota(jnp.int32, cells).astype(jnp.float32)[None, :, None]
-    sample = lax.iota(jnp.int32, samples).astype(jnp.float32)[None, None, :] + 0.5
-    position = start[:, None, None] + cell * step + sample * step / samples
-    inside = (position >= -1.0) & (position <= size[:, None, None])
+    step = (extent / cells)[..., None, None]
+    cell = jnp.arange(cells, dtype=jnp.float32)[None, None, :, None]
+    sample = jnp.arange(samples, dtype=jnp.float32)[None, None, None, :] + 0.5
+    position = start[..., None, None] + cell * step + sample * step / samples
+    inside = (position >= -1.0) & (position <= size[..., None, None])
     return bilinear(position, inside, size)
 
 
@@ -154,12 +150,12 @@ def _crop_axis(low, high, size, points) -> Axis:
     """The points of `crop_and_resize` along one axis, from edge to edge of the box."""
     last = size - 1.0
     if points == 1:
-        position = (0.5 * (low + high) * last)[:, None]
+        position = (0.5 * (low + high) * last)[..., None]
     else:
         step = (high - low) * last / (points - 1)
-        count = lax.iota(jnp.int32, points).astype(jnp.float32)
-        position = (low * last)[:, None] + count[None] * step[:, None]
-    inside = (position >= 0.0) & (position <= last[:, None])
+        number = jnp.arange(points, dtype=jnp.float32)[None, None]
+        position = (low * last)[..., None] + number * step[..., None]
+    inside = (position >= 0.0) & (position <= last[..., None])
     return bilinear(position[..., None], inside[..., None], size)
 
 
@@ -169,10 +165,8 @@ def _specs(pyramid) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pool(specs, pyramid, taps):
-    """Features at the taps, [b * n, oh, ow, c], in the type of the features."""
-    read = functools.partial(
-        lax.platform_dependent, cpu=roi_scan.pool, default=roi_gather.pool
-    )
+    """Features at the taps, [b, n, oh, ow, c], in the type of the features."""
+    read = functools.partial(lax.platform_dependent, cpu=roi_scan.pool, default=roi_gather.pool)
     return read(pyramid, taps).astype(specs[0].dtype)
 
 

@@ -1,9 +1,11 @@
-"""ROI pooling for an accelerator: all ROIs at once, from one table of all levels' cells.
+"""ROI pooling for an accelerator: all ROIs of an image at once, from one table of all its cells.
 
 Every pair of a row tap and a column tap is one gather of `[n, oh, ow]` rows of the table, weighted
 and summed by the compiler in one pass; the gradient is as many scatter-adds into one float32 table.
+Images are a batch dimension throughout, so a sharded batch stays where it is.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -13,37 +15,46 @@ from sephjax.ops.roi_taps import Taps
 
 
 def pool(pyramid: Sequence[jax.Array], taps: Taps) -> jax.Array:
-    """Output float32 [n, oh, ow, c]; zeros for invalid ROIs."""
-    channels = pyramid[0].shape[-1]
-    table = jnp.concatenate([features.reshape(-1, channels) for features in pyramid])
-    n, height, _ = taps.rows.index.shape
-    total = jnp.zeros((n, height, taps.columns.index.shape[1], channels), jnp.float32)
-    for cells, weight in _terms(taps, [features.shape for features in pyramid]):
-        total += table.at[cells].get(mode="clip").astype(jnp.float32) * weight[..., None]
-    return total
+    """Output float32 [b, n, oh, ow, c]; zeros for invalid ROIs."""
+    cells = [features.reshape(features.shape[0], -1, features.shape[-1]) for features in pyramid]
+    table = jnp.concatenate(cells, axis=1)
+    shapes = [features.shape for features in pyramid]
+    return jax.vmap(functools.partial(_pool_image, shapes))(table, taps)
 
 
 def spread(
     shapes: Sequence[tuple[int, ...]], taps: Taps, cotangent: jax.Array
 ) -> tuple[jax.Array, ...]:
     """The transpose of `pool`: float32 gradients of levels of these shapes."""
-    cells = [shape[0] * shape[1] * shape[2] for shape in shapes]
-    table = jnp.zeros((sum(cells), shapes[0][3]), jnp.float32)
-    cotangent = cotangent.astype(jnp.float32)
-    for index, weight in _terms(taps, shapes):
-        table = table.at[index].add(cotangent * weight[..., None], mode="clip")
-    parts = jnp.split(table, [sum(cells[:i]) for i in range(1, len(cells))])
+    table = jax.vmap(functools.partial(_spread_image, shapes))(taps, cotangent)
+    parts = jnp.split(table, _offsets(shapes)[1:], axis=1)
     return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+def _pool_image(shapes, table: jax.Array, taps: Taps) -> jax.Array:
+    n, height, _ = taps.rows.index.shape
+    width = taps.columns.index.shape[1]
+    total = jnp.zeros((n, height, width, table.shape[-1]), jnp.float32)
+    for cells, weight in _terms(taps, shapes):
+        read = table.at[cells].get(mode="promise_in_bounds")
+        total += read.astype(jnp.float32) * weight[..., None]
+    return total
+
+
+def _spread_image(shapes, taps: Taps, cotangent: jax.Array) -> jax.Array:
+    size = sum(shape[1] * shape[2] for shape in shapes)
+    table = jnp.zeros((size, cotangent.shape[-1]), jnp.float32)
+    cotangent = cotangent.astype(jnp.float32)
+    for cells, weight in _terms(taps, shapes):
+        table = table.at[cells].add(cotangent * weight[..., None], mode="promise_in_bounds")
+    return table
 
 
 def _terms(taps: Taps, shapes: Sequence[tuple[int, ...]]):
     """For each pair of a row tap and a column tap: rows of the table and weights, [n, oh, ow]."""
-    cells = [shape[0] * shape[1] * shape[2] for shape in shapes]
-    offset = jnp.asarray([sum(cells[:i]) for i in range(len(cells))], jnp.int32)[taps.level]
-    height = jnp.asarray([shape[1] for shape in shapes], jnp.int32)[taps.level]
-    width = jnp.asarray([shape[2] for shape in shapes], jnp.int32)[taps.level]
-    first = (taps.image * height)[:, None, None]
-    rows = offset[:, None, None] + (first + taps.rows.index) * width[:, None, None]
+    first = jnp.asarray(_offsets(shapes), jnp.int32)[taps.level]
+    stride = jnp.asarray([shape[2] for shape in shapes], jnp.int32)[taps.level]
+    rows = first[:, None, None] + taps.rows.index * stride[:, None, None]
     columns = taps.columns.index
     y = jnp.where(taps.valid[:, None, None], taps.rows.weight, 0.0)
     x = taps.columns.weight
@@ -52,3 +63,9 @@ def _terms(taps: Taps, shapes: Sequence[tuple[int, ...]]):
         for i in range(rows.shape[2])
         for j in range(columns.shape[2])
     ]
+
+
+def _offsets(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """The row of the table at which each level begins."""
+    sizes = [shape[1] * shape[2] for shape in shapes]
+    return [sum(sizes[:i]) for i in range(len(sizes))]

@@ -16,11 +16,11 @@ from sephjax.ops.roi_taps import Taps
 
 
 def pool(pyramid: Sequence[jax.Array], taps: Taps) -> jax.Array:
-    """Output float32 [n, oh, ow, c]; zeros for invalid ROIs."""
+    """Output float32 [b, n, oh, ow, c]; zeros for invalid ROIs."""
+    images, n, height, _ = taps.rows.index.shape
+    width, channels = taps.columns.index.shape[2], pyramid[0].shape[-1]
     order, edges = _by_level(taps, len(pyramid))
-    n, height, _ = taps.rows.index.shape
-    width, channels = taps.columns.index.shape[1], pyramid[0].shape[-1]
-    output = jnp.zeros((n, height, width, channels), jnp.float32)
+    output = jnp.zeros((images * n, height, width, channels), jnp.float32)
     for level, features in enumerate(pyramid):
         table = features.reshape(-1, channels)
 
@@ -28,11 +28,12 @@ def pool(pyramid: Sequence[jax.Array], taps: Taps) -> jax.Array:
             roi = order[i]
             total = jnp.zeros((height, width, channels), jnp.float32)
             for cells, weight in _terms(taps, roi, shape):
-                total += table.at[cells].get(mode="clip").astype(jnp.float32) * weight[:, :, None]
+                read = table.at[cells].get(mode="promise_in_bounds")
+                total += read.astype(jnp.float32) * weight[:, :, None]
             return lax.dynamic_update_index_in_dim(output, total, roi, 0)
 
         output = lax.fori_loop(edges[level], edges[level + 1], read, output)
-    return output
+    return output.reshape(images, n, height, width, channels)
 
 
 def spread(
@@ -40,6 +41,7 @@ def spread(
 ) -> tuple[jax.Array, ...]:
     """The transpose of `pool`: float32 gradients of levels of these shapes."""
     order, edges = _by_level(taps, len(shapes))
+    cotangent = cotangent.reshape(-1, *cotangent.shape[2:])
     gradients = []
     for level, shape in enumerate(shapes):
 
@@ -48,7 +50,7 @@ def spread(
             cells, weights = zip(*_terms(taps, roi, shape), strict=True)
             weight = jnp.stack(weights)[..., None]
             update = cotangent[roi].astype(jnp.float32)[None] * weight
-            return gradient.at[jnp.stack(cells)].add(update, mode="clip")
+            return gradient.at[jnp.stack(cells)].add(update, mode="promise_in_bounds")
 
         start = jnp.zeros((shape[0] * shape[1] * shape[2], shape[3]), jnp.float32)
         total = lax.fori_loop(edges[level], edges[level + 1], add, start)
@@ -57,8 +59,8 @@ def spread(
 
 
 def _by_level(taps: Taps, levels: int) -> tuple[jax.Array, jax.Array]:
-    """ROIs by level, invalid ones last, and the bounds [levels + 1] of each level in that order."""
-    level = jnp.where(taps.valid, taps.level, levels)
+    """All ROIs by level, invalid ones last, and the bounds [levels + 1] of each level among them."""
+    level = jnp.where(taps.valid, taps.level, levels).reshape(-1)
     order = jnp.argsort(level, stable=True).astype(jnp.int32)
     below = level[:, None] < lax.iota(jnp.int32, levels + 1)[None]
     return order, jnp.sum(below, axis=0, dtype=jnp.int32)
@@ -66,11 +68,12 @@ def _by_level(taps: Taps, levels: int) -> tuple[jax.Array, jax.Array]:
 
 def _terms(taps: Taps, roi: jax.Array, shape: tuple[int, ...]):
     """For each pair of a row tap and a column tap: cells of the flat level and weights, [oh, ow]."""
-    rows = (taps.image[roi] * shape[1] + taps.rows.index[roi]) * shape[2]
-    columns = taps.columns.index[roi]
-    y, x = taps.rows.weight[roi], taps.columns.weight[roi]
+    image, i = jnp.divmod(roi, taps.level.shape[1])
+    rows = (image * shape[1] + taps.rows.index[image, i]) * shape[2]
+    columns = taps.columns.index[image, i]
+    y, x = taps.rows.weight[image, i], taps.columns.weight[image, i]
     return [
-        (rows[:, None, i] + columns[None, :, j], y[:, None, i] * x[None, :, j])
-        for i in range(rows.shape[1])
-        for j in range(columns.shape[1])
+        (rows[:, None, a] + columns[None, :, b], y[:, None, a] * x[None, :, b])
+        for a in range(rows.shape[1])
+        for b in range(columns.shape[1])
     ]

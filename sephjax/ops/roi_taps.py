@@ -14,18 +14,17 @@ import jax.numpy as jnp
 
 
 class Axis(NamedTuple):
-    """The taps of all `n` ROIs along one axis."""
+    """The taps along one axis."""
 
-    index: jax.Array  # int32 [n, out, taps], cell of the ROI's level
-    weight: jax.Array  # float32 [n, out, taps]
+    index: jax.Array  # int32 [b, n, out, taps], cell of the ROI's level
+    weight: jax.Array  # float32 [b, n, out, taps]
 
 
 class Taps(NamedTuple):
-    """What a list of ROIs reads: `n` ROIs of all images, image by image."""
+    """What the `n` ROIs of each image read."""
 
-    image: jax.Array  # int32 [n]
-    level: jax.Array  # int32 [n], index into the pyramid
-    valid: jax.Array  # bool [n]
+    level: jax.Array  # int32 [b, n], index into the pyramid
+    valid: jax.Array  # bool [b, n]
     rows: Axis
     columns: Axis
 
@@ -34,11 +33,11 @@ def bilinear(position: jax.Array, inside: jax.Array, size: jax.Array) -> Axis:
     """The two neighbours of every sample, averaged over the samples of an output cell.
 
     Args:
-        position: float32 [n, out, samples], in cells; 0 is the centre of the first cell.
-        inside: bool [n, out, samples], which samples count; the others read 0.
-        size: float32 [n], cells of the level along this axis; positions are clamped to them.
+        position: float32 [b, n, out, samples], in cells; 0 is the centre of the first cell.
+        inside: bool [b, n, out, samples], which samples count; the others read 0.
+        size: float32 [b, n], cells of the level along this axis; positions are clamped to them.
     """
-    last = size[:, None, None] - 1.0
+    last = size[..., None, None] - 1.0
     position = jnp.clip(position, 0.0, last)
     low = jnp.floor(position)
     high = jnp.minimum(low + 1.0, last)
@@ -49,7 +48,7 @@ def bilinear(position: jax.Array, inside: jax.Array, size: jax.Array) -> Axis:
 
 
 def level_sizes(pyramid: Sequence[jax.Array], level: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Height and width in cells, float32 [n], of the level of each ROI."""
+    """Height and width in cells, float32 [b, n], of the level of each ROI."""
     heights = jnp.asarray([features.shape[1] for features in pyramid], jnp.float32)
     widths = jnp.asarray([features.shape[2] for features in pyramid], jnp.float32)
     return heights[level], widths[level]

@@ -34,11 +34,7 @@ def published_lines(fixture, kind):
     text = (fixture / "val2014_fake_eval_res.txt").read_text()
     part = text.split(f"type={kind}\n")[1].split("-----")[0]
     # Later versions of pycocotools print one more space before the bracket.
-    return [
-        line.replace(" (A", "  (A")
-        for line in part.splitlines()
-        if " @[ IoU=" in line
-    ]
+    return [line.replace(" (A", "  (A") for line in part.splitlines() if " @[ IoU=" in line]
 
 
 def square(image_id=1, category_id=1, side=40.0, **more):

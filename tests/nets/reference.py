@@ -1,6 +1,7 @@
 """Torch modules as the other side of a weight table, and canvases, for the tests of nets."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sephjax.weights import table
@@ -35,11 +36,13 @@ def from_torch(rules, model, module, ignore=()):
     arrays, _ = table.load(
         rules, params | frozen, state, source="torch", ignore=("num_batches_tracked$", *ignore)
     )
-    return tuple(table.unflatten({p: arrays[p] for p in part}) for part in (params, frozen))
+    return tuple(
+        table.unflatten({p: jnp.asarray(arrays[p]) for p in part}) for part in (params, frozen)
+    )
 
 
 def randomise(tree, seed=0):
     """Draws every vector of a nested dict from [0.5, 1.5], so that no gamma or mean is trivial."""
     rng = np.random.default_rng(seed)
-    draw = lambda leaf: np.asarray(rng.uniform(0.5, 1.5, leaf.shape), np.float32)
+    draw = lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
     return jax.tree.map(lambda leaf: draw(leaf) if leaf.ndim == 1 else leaf, tree)

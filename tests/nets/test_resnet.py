@@ -69,17 +69,12 @@ def test_slim_maps_have_passed_2_3_7_and_16_bottlenecks():
     params, frozen = model.init(jax.random.key(0))
     image = jnp.ones((1, 32, 32, 3))
 
-    def counts(params):
-        maps = model.apply(params, frozen, image)
-        return {level: jnp.sum(x) for level, x in maps.items()}
-
-    # Blocks whose 3x3 kernel a map depends on, found by their being traced into its expression.
+    # The bottlenecks whose 3x3 kernel is needed to compute a map, by dead-code elimination.
+    jaxpr = jax.make_jaxpr(lambda p: model.apply(p, frozen, image))(params).jaxpr
+    paths = [path for path, _ in flat_paths(params)]
     seen = {}
-    for level in ("c2", "c3", "c4", "c5"):
-        closed = jax.make_jaxpr(lambda p, level=level: counts(p)[level])(params)
-        pruned, used = jax.interpreters.partial_eval.dce_jaxpr(closed.jaxpr, [True])
-        del pruned
-        paths = [path for path, _ in flat_paths(params)]
+    for i, level in enumerate(("c2", "c3", "c4", "c5")):
+        _, used = jax.interpreters.partial_eval.dce_jaxpr(jaxpr, [i == j for j in range(4)])
         seen[level] = sum(
             flag and path.startswith("stage") and path.endswith("conv2/kernel")
             for flag, path in zip(used, paths, strict=True)
@@ -115,8 +110,16 @@ def test_slim_trains_gamma_and_beta_and_the_others_do_not():
     assert names("msra") == names("torchvision") == {"kernel"}
 
 
-@pytest.mark.parametrize("norm", ["frozen_bn", "bn", "gn", "evonorm_s0"])
-@pytest.mark.parametrize("layout", list(resnet.LAYOUTS))
+@pytest.mark.parametrize(
+    ("layout", "norm"),
+    [
+        ("torchvision", "frozen_bn"),
+        ("torchvision", "bn"),
+        ("torchvision", "evonorm_s0"),
+        ("slim", "frozen_bn"),
+        ("msra", "gn"),
+    ],
+)
 def test_a_picture_has_the_same_features_on_a_larger_canvas(norm, layout):
     model = network(norm=norm, layout=layout)
     params, frozen = model.init(jax.random.key(0))
