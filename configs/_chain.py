@@ -65,7 +65,9 @@ def apply(config: ConfigDict, diff: Mapping[str, Any], who: str) -> ConfigDict:
             raise KeyError(f"{who}: no key {path!r}; the nearest is {near[0]!r}")
         if plain(node[leaf]) == plain(value):
             raise ValueError(f"{who}: {path} is already {value!r}")
-        if isinstance(value, Mapping):  # a component is swapped whole, whatever keys the old one had
+        if isinstance(
+            value, Mapping
+        ):  # a component is swapped whole, whatever keys the old one had
             with node.unlocked():
                 node[leaf] = ConfigDict(dict(value))
         else:

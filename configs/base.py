@@ -15,211 +15,268 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the initial weights, the data order, augmentation and sampling
     config.compute_dtype = "float32"  # of convolutions and matmuls; parameters stay float32
     config.initializers = "detectron2"  # of everything but the backbone: detectron2 | xavier
-    config.mask_padding = True  # features, anchors and norms see the picture only, never its padding
+    config.mask_padding = (
+        True  # features, anchors and norms see the picture only, never its padding
+    )
     config.data = data()
     config.backbone, config.fpn, config.anchors = backbone(), fpn(), anchors()
     config.rpn, config.roi, config.mask, config.test = rpn(), roi(), mask(), test()
     config.optimizer, config.schedule = optimizer(), schedule()
-    config.train = ConfigDict({
-        "steps": 90_000,
-        "batch": 16,  # images a step, over all devices and hosts
-        "log_every": 20,  # steps
-    })
-    config.eval = ConfigDict({
-        "every": 5_000,  # steps; the end is always evaluated; 0: only the end
-        "batch": 8,  # images, over all devices and hosts
-        "backend": "pycocotools",  # pycocotools | faster (the extra faster-coco-eval)
-    })
-    config.checkpoint = ConfigDict({
-        "every": 2_500,  # steps
-        "keep": 2,  # newest checkpoints that stay
-    })
-    config.init = ConfigDict({
-        "format": "none",  # none (random) | keras
-        "path": "",  # file of pretrained backbone weights
-    })
-    config.predict = ConfigDict({
-        "score_threshold": 0.5,  # detections below it are left out of files and pictures
-    })
+    config.train = ConfigDict(
+        {
+            "steps": 90_000,
+            "batch": 16,  # images a step, over all devices and hosts
+            "log_every": 20,  # steps
+        }
+    )
+    config.eval = ConfigDict(
+        {
+            "every": 5_000,  # steps; the end is always evaluated; 0: only the end
+            "batch": 8,  # images, over all devices and hosts
+            "backend": "pycocotools",  # pycocotools | faster (the extra faster-coco-eval)
+        }
+    )
+    config.checkpoint = ConfigDict(
+        {
+            "every": 2_500,  # steps
+            "keep": 2,  # newest checkpoints that stay
+        }
+    )
+    config.init = ConfigDict(
+        {
+            "format": "none",  # none (random) | keras
+            "path": "",  # file of pretrained backbone weights
+        }
+    )
+    config.predict = ConfigDict(
+        {
+            "score_threshold": 0.5,  # detections below it are left out of files and pictures
+        }
+    )
     return config.lock()
 
 
 def data() -> ConfigDict:
     """Where pictures come from and what they go through on the host."""
-    return ConfigDict({
-        "source": "coco",  # coco | tfds | shapes
-        "name": "coco_instances",  # tfds builder
-        "data_dir": "",  # tfds data_dir
-        "train": {
-            "annotations": "",  # COCO JSON
-            "images": "",  # folder
-            "split": "train",  # tfds
-            "limit": 0,  # first N usable images by id; 0: all
-            "short_sides": (640, 672, 704, 736, 768, 800),  # pixels; one is drawn an image
-            "long_side": 1333,  # pixels; caps the scale
-            "aspects": (),  # long/short ratios that get a canvas of their own beside the longest one
-        },
-        "eval": {
-            "annotations": "",
-            "images": "",
-            "split": "validation",
-            "limit": 0,
-            "short_sides": (800,),
-            "long_side": 1333,
-            "aspects": (1.5,),
-        },
-        "resize": "keep_aspect",  # keep_aspect | series (stretches the short side when long_side binds)
-        "flip": 0.5,  # probability of a horizontal flip
-        "size_multiple": 32,  # canvases are multiples of it, pixels
-        "max_objects": 100,  # objects an image holds in training; the smallest beyond are dropped and counted
-        "skip_empty": True,  # leave training images without a non-crowd object out
-        "workers": 0,  # processes that prepare batches; 0: threads of this one
-        "threads": 2,  # reading threads in each process
-        "prefetch": 4,  # batches held ready
-        "shapes": {  # the drawn set
-            "train_images": 4_096,
-            "eval_images": 128,
-            "height": 128,  # pixels, landscape; a third of the pictures are portrait
-            "width": 160,
-            "max_objects": 4,
-        },
-    })
+    return ConfigDict(
+        {
+            "source": "coco",  # coco | tfds | shapes
+            "name": "coco_instances",  # tfds builder
+            "data_dir": "",  # tfds data_dir
+            "train": {
+                "annotations": "",  # COCO JSON
+                "images": "",  # folder
+                "split": "train",  # tfds
+                "limit": 0,  # first N usable images by id; 0: all
+                "short_sides": (640, 672, 704, 736, 768, 800),  # pixels; one is drawn an image
+                "long_side": 1333,  # pixels; caps the scale
+                "aspects": (),  # long/short ratios that get a canvas of their own beside the longest one
+            },
+            "eval": {
+                "annotations": "",
+                "images": "",
+                "split": "validation",
+                "limit": 0,
+                "short_sides": (800,),
+                "long_side": 1333,
+                "aspects": (1.5,),
+            },
+            "resize": "keep_aspect",  # keep_aspect | series (stretches the short side when long_side binds)
+            "flip": 0.5,  # probability of a horizontal flip
+            "size_multiple": 32,  # canvases are multiples of it, pixels
+            "max_objects": 100,  # objects an image holds in training; the smallest beyond are dropped and counted
+            "skip_empty": True,  # leave training images without a non-crowd object out
+            "workers": 0,  # processes that prepare batches; 0: threads of this one
+            "threads": 2,  # reading threads in each process
+            "prefetch": 4,  # batches held ready
+            "shapes": {  # the drawn set
+                "train_images": 4_096,
+                "eval_images": 128,
+                "height": 128,  # pixels, landscape; a third of the pictures are portrait
+                "width": 160,
+                "max_objects": 4,
+            },
+        }
+    )
 
 
 def backbone() -> ConfigDict:
     """ResNet."""
-    return ConfigDict({
-        "depth": 50,  # 18 | 34 | 50 | 101
-        "layout": "torchvision",  # slim | msra | torchvision: strides, taps, pixel statistics, channel order
-        "width": 64,  # channels of the stem
-        "norm": "frozen_bn",  # frozen_bn | bn | gn | evonorm_s0
-        "norm_eps": 0.0,  # 0: the layout's
-        "trainable_affine": False,  # frozen_bn: train scale and offset, freeze only the statistics
-    })
+    return ConfigDict(
+        {
+            "depth": 50,  # 18 | 34 | 50 | 101
+            "layout": "torchvision",  # slim | msra | torchvision: strides, taps, pixel statistics, channel order
+            "width": 64,  # channels of the stem
+            "norm": "frozen_bn",  # frozen_bn | bn | gn | evonorm_s0
+            "norm_eps": 0.0,  # 0: the layout's
+            "trainable_affine": False,  # frozen_bn: train scale and offset, freeze only the statistics
+        }
+    )
 
 
 def fpn() -> ConfigDict:
     """Feature pyramid."""
-    return ConfigDict({
-        "inputs": ("c2", "c3", "c4", "c5"),
-        "channels": 256,
-        "norm": "none",  # after the 3x3 output convolutions
-        "extra": "max_pool",  # p6: max_pool (of p5, stride 2) | conv_c5 (3x3 stride 2 on c5)
-    })
+    return ConfigDict(
+        {
+            "inputs": ("c2", "c3", "c4", "c5"),
+            "channels": 256,
+            "norm": "none",  # after the 3x3 output convolutions
+            "extra": "max_pool",  # p6: max_pool (of p5, stride 2) | conv_c5 (3x3 stride 2 on c5)
+        }
+    )
 
 
 def anchors() -> ConfigDict:
     """Anchors of the RPN."""
-    return ConfigDict({
-        "sizes": (32, 64, 128, 256, 512),  # sqrt of area in pixels, one a level, fine to coarse
-        "ratios": (0.5, 1.0, 2.0),
-        "ratio_is": "height_over_width",  # height_over_width | width_over_height
-        "rounded": False,  # torchvision rounds its cell anchors
-        "offset": 0.0,  # of the first centre, in cells
-        "stride": "nominal",  # nominal (4, 8, ...) | feature (canvas size / feature size)
-    })
+    return ConfigDict(
+        {
+            "sizes": (32, 64, 128, 256, 512),  # sqrt of area in pixels, one a level, fine to coarse
+            "ratios": (0.5, 1.0, 2.0),
+            "ratio_is": "height_over_width",  # height_over_width | width_over_height
+            "rounded": False,  # torchvision rounds its cell anchors
+            "offset": 0.0,  # of the first centre, in cells
+            "stride": "nominal",  # nominal (4, 8, ...) | feature (canvas size / feature size)
+        }
+    )
 
 
 def rpn() -> ConfigDict:
     """Region proposal network: head, targets, losses, proposals."""
-    return ConfigDict({
-        "convs": 1,
-        "norm": "none",  # replaces the ReLU when it is evonorm_s0, one a level
-        "matcher": {"name": "max_iou", "low": 0.3, "high": 0.7, "low_quality": "all", "min_iou": 0.0},
-        "samples": 256,  # anchors a group of images
-        "positive_fraction": 0.5,  # at most
-        "sample_group": 1,  # images that share `samples`; 4 in the series (its batch a GPU)
-        "weights": (1.0, 1.0, 1.0, 1.0),  # of dx, dy, dw, dh
-        "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou
-        "class_loss_scale": 1.0,
-        "box_loss_scale": 1.0,
-        "normalizer": "images_times_samples",  # images_times_samples | sampled
-        "proposals": {  # joint: NMS by level, then the best of all levels
-            "name": "joint",
-            "nms": 0.7,
-            "train_pre": 2_000,  # by level, before NMS
-            "train_post": 1_000,  # an image, after NMS
-            "test_pre": 1_000,
-            "test_post": 1_000,
-        },
-    })
+    return ConfigDict(
+        {
+            "convs": 1,
+            "norm": "none",  # replaces the ReLU when it is evonorm_s0, one a level
+            "matcher": {
+                "name": "max_iou",
+                "low": 0.3,
+                "high": 0.7,
+                "low_quality": "all",
+                "min_iou": 0.0,
+            },
+            "samples": 256,  # anchors a group of images
+            "positive_fraction": 0.5,  # at most
+            "sample_group": 1,  # images that share `samples`; 4 in the series (its batch a GPU)
+            "weights": (1.0, 1.0, 1.0, 1.0),  # of dx, dy, dw, dh
+            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou
+            "class_loss_scale": 1.0,
+            "box_loss_scale": 1.0,
+            "normalizer": "images_times_samples",  # images_times_samples | sampled
+            "proposals": {  # joint: NMS by level, then the best of all levels
+                "name": "joint",
+                "nms": 0.7,
+                "train_pre": 2_000,  # by level, before NMS
+                "train_post": 1_000,  # an image, after NMS
+                "test_pre": 1_000,
+                "test_post": 1_000,
+            },
+        }
+    )
 
 
 def roi() -> ConfigDict:
     """Box head: sampling of proposals, pooling, predictions, losses."""
-    return ConfigDict({
-        "levels": ("p2", "p3", "p4", "p5"),
-        "canonical": {"size": 224.0, "level": 4, "eps": 1e-8, "eps_inside_log": True},
-        "pooler": {"name": "roi_align", "sampling_ratio": 2, "aligned": True},  # roi_align | crop_max
-        "append_truth": 0,  # 0: every ground truth joins the proposals; n: exactly n, repeated if fewer
-        "matcher": {"name": "max_iou", "low": 0.5, "high": 0.5, "low_quality": "none", "min_iou": 0.0},
-        "samples": 512,  # ROIs an image
-        "positive_fraction": 0.25,
-        "sampler": {"balance_positives": False, "balance_negatives": False, "fill": "none"},
-        "head": {  # fast_rcnn_conv_fc | separate | separate_v2
-            "name": "fast_rcnn_conv_fc",
-            "conv_dims": (),
-            "fc_dims": (1024, 1024),
-            "conv_norm": "none",
-            "fc_norm": "none",
-        },
-        "class_agnostic": False,
-        "weights": (10.0, 10.0, 5.0, 5.0),
-        "class_weight": "none",  # none | quadratic (min(100 (IoU - 0.5)^2, 1)) | linear (4 |IoU - 0.5|)
-        "class_loss_scale": 1.0,
-        "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou
-        "box_loss_scale": 1.0,
-        "tiers": (128, 256, 512),  # the head runs on the smallest that holds an image's valid test proposals, or on all
-    })
+    return ConfigDict(
+        {
+            "levels": ("p2", "p3", "p4", "p5"),
+            "canonical": {"size": 224.0, "level": 4, "eps": 1e-8, "eps_inside_log": True},
+            "pooler": {
+                "name": "roi_align",
+                "sampling_ratio": 2,
+                "aligned": True,
+            },  # roi_align | crop_max
+            "append_truth": 0,  # 0: every ground truth joins the proposals; n: exactly n, repeated if fewer
+            "matcher": {
+                "name": "max_iou",
+                "low": 0.5,
+                "high": 0.5,
+                "low_quality": "none",
+                "min_iou": 0.0,
+            },
+            "samples": 512,  # ROIs an image
+            "positive_fraction": 0.25,
+            "sampler": {"balance_positives": False, "balance_negatives": False, "fill": "none"},
+            "head": {  # fast_rcnn_conv_fc | separate | separate_v2
+                "name": "fast_rcnn_conv_fc",
+                "conv_dims": (),
+                "fc_dims": (1024, 1024),
+                "conv_norm": "none",
+                "fc_norm": "none",
+            },
+            "class_agnostic": False,
+            "weights": (10.0, 10.0, 5.0, 5.0),
+            "class_weight": "none",  # none | quadratic (min(100 (IoU - 0.5)^2, 1)) | linear (4 |IoU - 0.5|)
+            "class_loss_scale": 1.0,
+            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou
+            "box_loss_scale": 1.0,
+            "tiers": (
+                128,
+                256,
+                512,
+            ),  # the head runs on the smallest that holds an image's valid test proposals, or on all
+        }
+    )
 
 
 def mask() -> ConfigDict:
     """Mask head."""
-    return ConfigDict({
-        "enabled": True,
-        "convs": 4,
-        "dim": 256,
-        "norm": "none",
-        "deconv_norm": "none",
-        "pool": 14,  # cells a side; the mask has twice as many
-        "loss_scale": 1.0,
-        "tiers": (8, 16, 32, 64),  # the head runs on the smallest that holds an image's positives, or on all
-        "binary_target": True,  # threshold the resampled ground truth at 0.5
-    })
+    return ConfigDict(
+        {
+            "enabled": True,
+            "convs": 4,
+            "dim": 256,
+            "norm": "none",
+            "deconv_norm": "none",
+            "pool": 14,  # cells a side; the mask has twice as many
+            "loss_scale": 1.0,
+            "tiers": (
+                8,
+                16,
+                32,
+                64,
+            ),  # the head runs on the smallest that holds an image's positives, or on all
+            "binary_target": True,  # threshold the resampled ground truth at 0.5
+        }
+    )
 
 
 def test() -> ConfigDict:
     """From raw outputs to detections."""
-    return ConfigDict({
-        "score_threshold": 0.05,
-        "nms": 0.5,
-        "nms_inclusive": False,  # suppress at IoU >= nms (the series) instead of >
-        "detections": 100,  # an image
-        "candidates": 1_000,  # best (box, class) pairs that enter NMS
-        "one_class_per_box": False,  # keep only the best foreground class of a proposal (the series)
-    })
+    return ConfigDict(
+        {
+            "score_threshold": 0.05,
+            "nms": 0.5,
+            "nms_inclusive": False,  # suppress at IoU >= nms (the series) instead of >
+            "detections": 100,  # an image
+            "candidates": 1_000,  # best (box, class) pairs that enter NMS
+            "one_class_per_box": False,  # keep only the best foreground class of a proposal (the series)
+        }
+    )
 
 
 def optimizer() -> ConfigDict:
     """SGD with momentum."""
-    return ConfigDict({
-        "lr": 0.02,  # at the batch of `train.batch`
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "decay": (r".*",),  # names (regex, anywhere in `a/b/c`) that decay
-        "no_decay": (r"norm\d?/",),  # ... but these
-        "freeze": (r"^backbone/(stem|stage1)/",),  # names that stay as they were loaded
-        "clip": 0.0,  # global gradient norm; 0: none
-    })
+    return ConfigDict(
+        {
+            "lr": 0.02,  # at the batch of `train.batch`
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "decay": (r".*",),  # names (regex, anywhere in `a/b/c`) that decay
+            "no_decay": (r"norm\d?/",),  # ... but these
+            "freeze": (r"^backbone/(stem|stage1)/",),  # names that stay as they were loaded
+            "clip": 0.0,  # global gradient norm; 0: none
+        }
+    )
 
 
 def schedule() -> ConfigDict:
     """Learning rate over steps, as a factor chain: warm-up, then `name`."""
-    return ConfigDict({
-        "name": "step",  # step | cosine
-        "warmup_steps": 1_000,
-        "warmup_from": 0.001,  # fraction of lr at step 0
-        "milestones": (60_000, 80_000),  # steps; step schedule
-        "factor": 0.1,
-        "floor": 0.0,  # lowest lr; cosine schedule
-    })
+    return ConfigDict(
+        {
+            "name": "step",  # step | cosine
+            "warmup_steps": 1_000,
+            "warmup_from": 0.001,  # fraction of lr at step 0
+            "milestones": (60_000, 80_000),  # steps; step schedule
+            "factor": 0.1,
+            "floor": 0.0,  # lowest lr; cosine schedule
+        }
+    )

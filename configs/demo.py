@@ -9,7 +9,14 @@ from ml_collections import ConfigDict
 from configs import base
 from configs._chain import Row, resolve
 
-SIDES = {"short_sides": (128,), "long_side": 160, "aspects": (), "annotations": "", "images": "", "limit": 0}
+SIDES = {
+    "short_sides": (128,),
+    "long_side": 160,
+    "aspects": (),
+    "annotations": "",
+    "images": "",
+    "limit": 0,
+}
 DATA = {
     "data.source": "shapes",
     "data.train": {"split": "train", **SIDES},
@@ -22,8 +29,14 @@ MODEL = {
     "backbone.norm": "evonorm_s0",
     "fpn.channels": 64,
     "anchors.sizes": (16, 32, 64, 128, 256),
-    "rpn.proposals": {"name": "joint", "nms": 0.7, "train_pre": 300, "train_post": 150, "test_pre": 300,
-                      "test_post": 100},
+    "rpn.proposals": {
+        "name": "joint",
+        "nms": 0.7,
+        "train_pre": 300,
+        "train_post": 150,
+        "test_pre": 300,
+        "test_post": 100,
+    },
     "roi.canonical.size": 112.0,
     "roi.samples": 64,
     "roi.head.fc_dims": (256, 256),

@@ -11,26 +11,58 @@ from configs._chain import Row, resolve
 
 ROWS = {
     "": Row(None, "Mask R-CNN R50-FPN 1x", {}, "box 38.6, mask 35.2 (detectron2 model zoo)"),
-    "box_only": Row("", "Faster R-CNN: what do boxes give alone?", {"mask.enabled": False},
-                    "box 37.9 (detectron2 model zoo)"),
-    "caffe": Row("", "MSRA weights: stride in the first 1x1, BGR", {
-        "backbone.layout": "msra",
-        "backbone.norm_eps": 1e-3,  # Keras' batch norm; 0 would mean the layout's own
-        "init.format": "keras",
-    }),
-    "overfit": Row("caffe", "can it learn 16 real pictures by heart in 500 steps?", {
-        "data.train": {"annotations": "", "images": "", "split": "train", "limit": 16,
-                       "short_sides": (320,), "long_side": 480, "aspects": ()},
-        "data.eval": {"annotations": "", "images": "", "split": "train", "limit": 16,
-                      "short_sides": (320,), "long_side": 480, "aspects": ()},
-        "train": {"steps": 500, "batch": 2, "log_every": 10},
-        "eval": {"every": 100, "batch": 2, "backend": "pycocotools"},
-        "checkpoint": {"every": 100, "keep": 1},
-        "optimizer.lr": 0.01,
-        "optimizer.clip": 32.0,
-        "schedule": {"name": "step", "warmup_steps": 50, "warmup_from": 0.001, "milestones": (350,),
-                     "factor": 0.1, "floor": 0.0},
-    }),
+    "box_only": Row(
+        "",
+        "Faster R-CNN: what do boxes give alone?",
+        {"mask.enabled": False},
+        "box 37.9 (detectron2 model zoo)",
+    ),
+    "caffe": Row(
+        "",
+        "MSRA weights: stride in the first 1x1, BGR",
+        {
+            "backbone.layout": "msra",
+            "backbone.norm_eps": 1e-3,  # Keras' batch norm; 0 would mean the layout's own
+            "init.format": "keras",
+        },
+    ),
+    "overfit": Row(
+        "caffe",
+        "can it learn 16 real pictures by heart in 500 steps?",
+        {
+            "data.train": {
+                "annotations": "",
+                "images": "",
+                "split": "train",
+                "limit": 16,
+                "short_sides": (320,),
+                "long_side": 480,
+                "aspects": (),
+            },
+            "data.eval": {
+                "annotations": "",
+                "images": "",
+                "split": "train",
+                "limit": 16,
+                "short_sides": (320,),
+                "long_side": 480,
+                "aspects": (),
+            },
+            "train": {"steps": 500, "batch": 2, "log_every": 10},
+            "eval": {"every": 100, "batch": 2, "backend": "pycocotools"},
+            "checkpoint": {"every": 100, "keep": 1},
+            "optimizer.lr": 0.01,
+            "optimizer.clip": 32.0,
+            "schedule": {
+                "name": "step",
+                "warmup_steps": 50,
+                "warmup_from": 0.001,
+                "milestones": (350,),
+                "factor": 0.1,
+                "floor": 0.0,
+            },
+        },
+    ),
 }
 
 

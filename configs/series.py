@@ -30,25 +30,51 @@ PROPOSALS = {
     "anchors.ratio_is": "width_over_height",
     "anchors.offset": 0.5,
     "anchors.stride": "feature",  # 14
-    "rpn.matcher": {"name": "max_iou", "low": 0.4, "high": 0.5, "low_quality": "single", "min_iou": 0.0625},
+    "rpn.matcher": {
+        "name": "max_iou",
+        "low": 0.4,
+        "high": 0.5,
+        "low_quality": "single",
+        "min_iou": 0.0625,
+    },
     "rpn.sample_group": 4,  # 4: 256 anchors a GPU's batch of 4, not an image
     "rpn.weights": (10.0, 10.0, 5.0, 5.0),  # 3
     "rpn.box_loss": {"name": "giou"},
     "rpn.proposals": {  # 6: quotas by level, no joint ranking
-        "name": "per_level", "nms": 0.7, "pre": 6_000, "post": 1_000, "shrink": 3,
+        "name": "per_level",
+        "nms": 0.7,
+        "pre": 6_000,
+        "post": 1_000,
+        "shrink": 3,
         "logit_floor": 0.005,  # at test time, on logits (EXPERIMENTS 8.2)
     },
 }
 ROI = {
     "roi.levels": ("p3", "p4", "p5", "p6"),
-    "roi.canonical": {"size": 224.0, "level": 4, "eps": 1e-6, "eps_inside_log": True},  # 8: 224 px -> p4
+    "roi.canonical": {
+        "size": 224.0,
+        "level": 4,
+        "eps": 1e-6,
+        "eps_inside_log": True,
+    },  # 8: 224 px -> p4
     "roi.pooler": {"name": "crop_max", "bins": (2, 2)},  # 8
     "roi.append_truth": 16,  # 7
-    "roi.matcher": {"name": "max_iou", "low": 0.5, "high": 0.5, "low_quality": "none", "min_iou": 0.0625},
+    "roi.matcher": {
+        "name": "max_iou",
+        "low": 0.5,
+        "high": 0.5,
+        "low_quality": "none",
+        "min_iou": 0.0625,
+    },
     "roi.samples": 128,
     "roi.sampler": {"balance_positives": False, "balance_negatives": False, "fill": "repeat"},  # 7
-    "roi.head": {"name": "fast_rcnn_conv_fc", "conv_dims": (), "fc_dims": (1024, 1024), "conv_norm": "none",
-                 "fc_norm": "gn"},  # 9
+    "roi.head": {
+        "name": "fast_rcnn_conv_fc",
+        "conv_dims": (),
+        "fc_dims": (1024, 1024),
+        "conv_norm": "none",
+        "fc_norm": "gn",
+    },  # 9
     "roi.box_loss": {"name": "smooth_l1", "beta": 1.0},
     "mask.binary_target": False,
 }
@@ -59,8 +85,14 @@ TEST = {
 SOLVER = {
     "optimizer.decay": (r"^backbone/.*conv\d?/kernel$", r"^fpn/output"),  # 9
     "optimizer.clip": 32.0,  # 13
-    "schedule": {"name": "step", "warmup_steps": 1_000, "warmup_from": 0.0, "milestones": (80_000, 100_000),
-                 "factor": 0.1, "floor": 1e-6},  # 13
+    "schedule": {
+        "name": "step",
+        "warmup_steps": 1_000,
+        "warmup_from": 0.0,
+        "milestones": (80_000, 100_000),
+        "factor": 0.1,
+        "floor": 1e-6,
+    },  # 13
     "train.steps": 120_000,
     "train.batch": 12,  # 4 images on each of 3 GPUs
 }

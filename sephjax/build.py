@@ -62,7 +62,9 @@ def choose(table: Mapping[str, Any], name: str, key: str) -> Any:
     return table[name]
 
 
-def bind(table: Mapping[str, Callable[..., Any]], choice: ConfigDict, key: str) -> Callable[..., Any]:
+def bind(
+    table: Mapping[str, Callable[..., Any]], choice: ConfigDict, key: str
+) -> Callable[..., Any]:
     """A component with its arguments bound; an argument that it does not know is an error."""
     options = plain(choice)
     function = choose(table, options.pop("name"), f"{key}.name")

@@ -1,8 +1,9 @@
 """Checkpoints: every Orbax call of the program.
 
-A checkpoint holds the items `params`, `frozen`, `optimizer` (its state, the step, the key) and `input`
-(the data iterator of each process, as JSON), so that evaluation reads only the first two. Saving runs
-in the background; what was not finished has another name until it is, and is never restored.
+A checkpoint holds the items `params`, `frozen`, `optimizer` (its state, the step, the key) and
+`input` (the data iterator of each process, as JSON), so that evaluation reads only the first two.
+Saving runs in the background; what was not finished has another name until it is, and is never
+restored.
 """
 
 import json
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -226,7 +228,7 @@ def _name(path: Any) -> str:
 
 
 def _is_typed(key: Any) -> bool:
-    return jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
 def _key_data(key: Any) -> Any:

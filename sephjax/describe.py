@@ -41,7 +41,9 @@ def cost(jaxpr: Any) -> Cost:
         else:
             turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
             parts += [Cost(part.flops * turns, part.bytes) for part in inner]
-        total = Cost(total.flops + sum(p.flops for p in parts), total.bytes + sum(p.bytes for p in parts))
+        total = Cost(
+            total.flops + sum(p.flops for p in parts), total.bytes + sum(p.bytes for p in parts)
+        )
     return total
 
 

@@ -1,5 +1,6 @@
 """The one program: `python -m sephjax.main --config=configs/<family>.py[:<row>] --mode=<mode>`."""
 
+import os
 import sys
 
 from absl import app, flags, logging
@@ -12,16 +13,26 @@ MODES = ("train", "eval", "predict", "describe", "prepare")
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :row for a row of it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint to restore in eval and predict; default: the latest.")
+STEP = flags.DEFINE_integer(
+    "step", None, "Checkpoint to restore in eval and predict; default: the latest."
+)
 IMAGES = flags.DEFINE_string("images", None, "predict: a file, a folder or a glob.")
-OUTPUT = flags.DEFINE_string("output", None, "predict: the folder to write; prepare: the data_dir.")
+OUTPUT = flags.DEFINE_string("output", None, "predict: the folder to write.")
 
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser, but a mistake is one sentence and exit code 2."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError) as error:
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+    ) as error:
         _leave(_first_sentence(error), 2)
 
 
@@ -52,14 +63,16 @@ def _dispatch() -> int:
     if MODE.value not in MODES:
         raise UserError(f"--mode={MODE.value} is unknown; use one of {', '.join(MODES)}.")
     if CONFIG.value is None:
-        raise UserError("--config is missing; name a file such as configs/demo.py or configs/sephv14.py.")
+        raise UserError(
+            "--config is missing; name a file such as configs/demo.py or configs/sephv14.py."
+        )
     from sephjax import modes
 
     config = CONFIG.value
     if MODE.value == "describe":
         return modes.describe(config)
     if MODE.value == "prepare":
-        return modes.prepare(config, _need(OUTPUT.value, "output"))
+        return modes.prepare(config)
     workdir = _need(WORKDIR.value, "workdir")
     if MODE.value == "train":
         return modes.train(config, workdir)
@@ -84,5 +97,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of clu's TensorBoard writer
     logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=_parse)

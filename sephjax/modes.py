@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from sephjax import build
 from sephjax.checkpoint import Checkpoints
 from sephjax.errors import UserError
-from sephjax.evaluation import evaluator
+from sephjax.evaluation import evaluator, gallery
 from sephjax.input import pipeline, sources
 from sephjax.input.example import Categories, Source
 from sephjax.nets.functional import Functional
@@ -23,6 +23,7 @@ from sephjax.types import Batch, Detections, Params, TrainState
 from sephjax.weights import keras
 
 CATEGORIES = "categories.json"
+PICTURES = 8  # drawn after an evaluation
 
 
 def train(config: ConfigDict, workdir: str) -> int:
@@ -116,7 +117,9 @@ def _open(config: ConfigDict, *, train: bool) -> Source:
         sources.require_masks(source)
     split = "train" if train else "eval"
     notes = ", ".join(f"{count} {what}" for what, count in source.notes.items() if count)
-    print(f"{split}: {len(source)} images, {len(source.categories)} classes{'; ' + notes if notes else ''}")
+    print(
+        f"{split}: {len(source)} images, {len(source.categories)} classes{'; ' + notes if notes else ''}"
+    )
     return source
 
 
@@ -163,7 +166,16 @@ def _evaluation(
             backend=config.eval.backend,
         )
         predict: Callable[[Batch], Detections] = functools.partial(predict_step, params, frozen)
-        return evaluator.evaluate(predict, batches, source, report)
+        metrics = evaluator.evaluate(predict, batches, source, report)
+        if jax.process_index() == 0:
+            gallery.write(
+                workdir / "pictures" / str(step),
+                report.directory / "detections.json",
+                source,
+                threshold=config.predict.score_threshold,
+                count=PICTURES,
+            )
+        return metrics
 
     return evaluate
 
@@ -174,7 +186,9 @@ def _restored(
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     found = checkpoints.latest() if at is None else at
     if found is None:
-        raise UserError(f"{workdir} holds no finished checkpoint; train first, or correct --workdir.")
+        raise UserError(
+            f"{workdir} holds no finished checkpoint; train first, or correct --workdir."
+        )
     mesh = sharding.make_mesh()
     params, frozen = model.abstract
     restored = checkpoints.restore_weights(
@@ -203,22 +217,34 @@ def predict(config: ConfigDict, workdir: str, at: int | None, images: str, outpu
     categories = _load_categories(folder)
     model = build.model(config, len(categories))
     _, params, frozen = _restored(config, model, folder, at)
-    mesh = sharding.make_mesh()
-    failed = predicting.predict_files(
+    predict_step = _predictor(config, model, sharding.make_mesh())
+    done = predicting.predict_files(
         paths,
-        functools.partial(_predictor(config, model, mesh), params, frozen),
-        config=config,
+        functools.partial(predict_step, params, frozen),
+        functools.partial(predicting.bucketed, data=config.data, rows=config.eval.batch),
         categories=categories,
         output=pathlib.Path(output),
+        score_threshold=config.predict.score_threshold,
     )
-    return 1 if failed else 0
+    print(f"{done.detections} detections in {done.images} pictures; written to {done.output}")
+    return 1 if done.failed else 0
 
 
-def prepare(config: ConfigDict, data_dir: str) -> int:
-    """Writes the config's COCO annotations and images as a tfds dataset with masks."""
+def prepare(config: ConfigDict) -> int:
+    """Writes the config's COCO splits as a tfds dataset with masks into `data.data_dir`."""
     from sephjax.input import builder
 
-    builder.prepare(config.data, data_dir)
+    data = config.data
+    splits = {
+        view.split: (view.annotations, view.images)
+        for view in (data.train, data.eval)
+        if view.annotations
+    }
+    if not splits:
+        raise UserError(
+            "--mode=prepare needs data.train.annotations, data.eval.annotations or both; set them."
+        )
+    print(f"written to {builder.prepare(splits, data.data_dir)}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """What a run tells: manifest, `metrics.jsonl`, TensorBoard events and a progress line.
 
-Only process 0 writes. TensorFlow (for TensorBoard, through clu) takes seconds to import, so a thread of
-its own does that and the writing; `metrics.jsonl` never waits for it.
+Only process 0 writes. TensorFlow (for TensorBoard, through clu) takes seconds to import, so a
+thread of its own does that and the writing; `metrics.jsonl` never waits for it.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ import sephjax
 from sephjax.types import Params
 
 PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless",
-    "pycocotools", "ml_collections", "clu",
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+    "opencv-python-headless", "pycocotools", "ml_collections", "clu",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def manifest(config: ConfigDict) -> dict[str, Any]:
             "count": len(devices),
             "processes": jax.process_count(),
         },
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -68,7 +68,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with `+` behind it when files differ from it; None without git."""
+    """The commit of the source tree, `+` behind it when files differ from it; None without git."""
     folder = pathlib.Path(__file__).resolve().parents[1]
     try:
         told = subprocess.run(
@@ -148,7 +148,7 @@ class Observer:
         self.dropped: dict[str, int] = {}
         self._total, self._batch = total_steps, batch
         self._main = jax.process_index() == 0
-        self._file = (workdir / "metrics.jsonl").open("a") if self._main else None
+        self._file = workdir / "metrics.jsonl"
         self._events = _Events(workdir) if self._main and tensorboard else None
         self._progress = self._task = None
         if self._main and self.console.is_terminal:
@@ -168,8 +168,6 @@ class Observer:
             self.say(f"the input left out: {self._dropped_text()}")
         if self._events:
             self._events.close()
-        if self._file:
-            self._file.close()
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
@@ -186,11 +184,11 @@ class Observer:
         """Writes one logged step: scalars of that step, rates of the window that ends with it."""
         rates = window.rates(self._batch)
         row = {"step": step, **{name: float(value) for name, value in scalars.items()}, **rates}
-        if self._file:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+        if self._main:
+            with self._file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         if self._events:
-            extra = {f"dropped/{reason}": count for reason, count in self.dropped.items()}
+            extra = {f"dropped/{reason}": float(count) for reason, count in self.dropped.items()}
             self._events.write(step, {k: v for k, v in row.items() if k != "step"} | extra)
         line = self._line(step, row)
         if self._progress and self._task is not None:
@@ -199,7 +197,7 @@ class Observer:
             self.say(line)
 
     def log_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Sends the numbers of an evaluation to TensorBoard, and the APs to the person who watches."""
+        """Sends the numbers of an evaluation to TensorBoard, and says the APs."""
         numbers = dict(_numbers("eval", metrics))
         if self._events:
             self._events.write(step, numbers)
@@ -252,7 +250,7 @@ class _Events:
     def _run(self) -> None:
         try:
             self._write_all()
-        except Exception as error:  # noqa: BLE001 - a run does not die of its pictures
+        except Exception as error:  # a run does not die of its curves
             logging.warning("no TensorBoard events are written: %s", error)
 
     def _write_all(self) -> None:

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MASK_OPACITY = 0.42
+MASK_OPACITY = 0.38
 _SHIFT = 4  # OpenCV draws at 1/16 pixel
-_SALT = 1881  # of 3000 tried, the one that sets COCO's 25 commonest classes furthest apart in Lab
+# Of 10,000 tried: sets 25 common COCO classes, and the drawn shapes, furthest apart in Lab.
+_SALT = 8754
 
 Colour = tuple[int, int, int]
 Rect = tuple[int, int, int, int]
@@ -142,8 +143,10 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: Colour, style: _Style
     low, high = np.minimum(low, high), np.maximum(low, high)
     corners = np.rint((np.stack([low, high]) - 0.5) * (1 << _SHIFT)).astype(int)
     (left, top), (right, bottom) = corners.tolist()
-    # A dark line beneath keeps the outline visible on a ground of its own colour.
-    for shade, line in (((20, 20, 20), style.line + 2), (colour, style.line)):
+    # A dark line beneath keeps the outline visible on a ground of its own colour; it would swallow
+    # an outline of one pixel.
+    lines = [((20, 20, 20), style.line + 2), (colour, style.line)]
+    for shade, line in lines if style.line > 1 else lines[1:]:
         cv2.rectangle(canvas, (left, top), (right, bottom), shade, line, cv2.LINE_AA, _SHIFT)
 
 

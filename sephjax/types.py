@@ -30,7 +30,9 @@ class Truth:
     boxes: Array  # float32 [b, m, 4]
     labels: Array  # int32 [b, m]
     valid: Array  # bool [b, m]
-    masks: Array | None  # uint8 [b, m, 112, 112], 0 or 1, each in the frame of its own box; None: box-only data
+    masks: (
+        Array | None
+    )  # uint8 [b, m, 112, 112], 0 or 1, each in the frame of its own box; None: box-only data
 
 
 @pytree

@@ -108,6 +108,7 @@ def test_an_unfinished_checkpoint_is_ignored(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of tensorstore
 def test_a_truncated_file_is_reported_and_can_be_set_aside(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=5)
     checkpoints.save(1, make_state(1), {}, wait=True)

@@ -7,13 +7,17 @@ from jaxtyping import Array, Float, Int
 from sephjax.ops import boxes as box_ops
 
 
-def sigmoid_cross_entropy(logits: Float[Array, "*s"], targets: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def sigmoid_cross_entropy(
+    logits: Float[Array, "*s"], targets: Float[Array, "*s"]
+) -> Float[Array, "*s"]:
     """Binary cross-entropy on logits; targets in [0, 1]."""
     # max(x, 0) - x t + log(1 + exp(-|x|)): no overflow on either side.
     return jnp.maximum(logits, 0.0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
-def softmax_cross_entropy(logits: Float[Array, "*s k"], labels: Int[Array, "*s"]) -> Float[Array, "*s"]:
+def softmax_cross_entropy(
+    logits: Float[Array, "*s k"], labels: Int[Array, "*s"]
+) -> Float[Array, "*s"]:
     """Cross-entropy of integer labels."""
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen

@@ -63,7 +63,9 @@ def _box_rows(
     goal = jnp.where(rois.positive[:, :, None], rois.targets, rois.boxes)
     flat = lambda boxes: boxes.reshape(-1, 4)
     if box_loss["name"] == "giou":
-        decoded = box_ops.decode(flat(rois.boxes), flat(deltas), weights=weights).reshape(goal.shape)
+        decoded = box_ops.decode(flat(rois.boxes), flat(deltas), weights=weights).reshape(
+            goal.shape
+        )
         clipped = jax.vmap(box_ops.clip)(decoded, size)
         return elementwise.giou_loss(clipped, goal)
     wanted = box_ops.encode(flat(rois.boxes), flat(goal), weights=weights).reshape(goal.shape)

@@ -31,7 +31,9 @@ def rpn_losses(
         count = jnp.float32(samples * sampled.shape[0])
     else:
         count = jnp.maximum(jnp.sum(sampled, dtype=jnp.float32), 1.0)
-    entropy = elementwise.sigmoid_cross_entropy(outputs.logits, targets.positive.astype(jnp.float32))
+    entropy = elementwise.sigmoid_cross_entropy(
+        outputs.logits, targets.positive.astype(jnp.float32)
+    )
     rows = _box_rows(outputs, targets, anchors, box_loss, weights)
     return {
         "rpn_cls": jnp.sum(jnp.where(sampled, entropy, 0.0)) / count,

@@ -123,14 +123,3 @@ def detach(module: nnx.Module) -> tuple[Callable[..., Any], Params]:
         return nnx.merge(graph, params, values)(*args, **kwargs)
 
     return call, dict(nnx.to_pure_dict(params))
-
-
-def detach(module: nnx.Module) -> tuple[Callable[..., Any], Params]:
-    """A part of a model that is being traced, as `(call(params, *args), params)`.
-
-    For transformations that need the parameters as an argument (`jax.value_and_grad` inside a branch).
-    What the part holds in `Frozen` variables is closed over.
-    """
-    graph, params, frozen = nnx.split(module, nnx.Param, Frozen)
-    call = lambda params, *args, **kwargs: nnx.merge(graph, params, frozen)(*args, **kwargs)
-    return call, params

@@ -172,9 +172,8 @@ class BatchNorm(nnx.Module):
         if train and not self.frozen:
             mean, variance = self._batch_moments(wide, valid)
         scale = jax.lax.rsqrt(variance + self.eps) * self.gamma[...]
-        shift = self.beta[...] - mean * scale
-        y = wide * per_channel(scale, x.ndim) + per_channel(shift, x.ndim)
-        return y.astype(x.dtype)
+        mean, scale, beta = (per_channel(v, x.ndim) for v in (mean, scale, self.beta[...]))
+        return ((wide - mean) * scale + beta).astype(x.dtype)
 
     def _batch_moments(
         self, x: Float[Array, "b *s c"], valid: Bool[Array, "b *s"] | None

@@ -36,9 +36,9 @@ def nms(
 ) -> tuple[Int[Array, "{max_output}"], Bool[Array, "{max_output}"]]:
     """Greedy non-maximum suppression of one image; `jax.vmap` it over images.
 
-    Boxes are taken by falling score (of equal scores the lower index first); a taken box removes all
-    later ones whose IoU with it is above `threshold`. Invalid boxes are neither taken nor remove
-    others. A degenerate box (no width or no height) has IoU 0 with everything. Not differentiable:
+    Boxes are taken by falling score (of equal scores the lower index first); a taken box removes
+    all later ones whose IoU with it is above `threshold`. Invalid boxes are neither taken nor
+    remove others. A degenerate box (no width or no height) has IoU 0 with everything. Not differentiable:
     the results are indices.
 
     Args:
@@ -48,8 +48,8 @@ def nms(
         threshold: IoU above which a box is removed.
         max_output: size of the result; the search stops when it is full.
         classes: if given, only boxes of equal class remove each other.
-        inclusive: removes at an IoU equal to `threshold` too (the published series), else only above
-            it (torchvision, detectron2).
+        inclusive: removes at an IoU equal to `threshold` too (the published series), else only
+            above it (torchvision, detectron2).
 
     Returns:
         Indices of the kept boxes by falling score, and which of them exist. Empty slots come last
@@ -125,7 +125,7 @@ def nms_exactly_k(
 
 
 def _survivors(ranked: _Ranked, threshold: float, count: int):
-    """The first `count` survivors as a mask over ranks, the decay of every box, and their number."""
+    """The first `count` survivors as a mask over ranks, each box's decay, and their number."""
     removes = _comparison(threshold, inclusive=True)
     n = ranked.order.shape[0]
     rank = lax.iota(jnp.int32, n)

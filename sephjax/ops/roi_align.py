@@ -1,8 +1,8 @@
 """Pooling of ROIs from a feature pyramid: ROIAlign, and the published series' pooler.
 
-Gradients flow to the features only; boxes get a gradient of zero. Features may be of any float type:
-interpolation and the sums of the gradient are in float32, and results come back in the features'
-type. The way of reading is chosen by platform where the program is lowered (`roi_scan` on a CPU,
+Gradients flow to the features only; boxes get a gradient of zero. Features may be of any float
+type: interpolation and the sums of the gradient are in float32, and results come back in the
+features' type. The way of reading is chosen by platform where the program is lowered (`roi_scan` on a CPU,
 `roi_gather` elsewhere); both give the same numbers.
 """
 
@@ -32,8 +32,8 @@ def roi_align(
     """ROIAlign of each ROI from its own level, as `torchvision.ops.roi_align` computes it.
 
     A box is cut into `output_size` bins; a bin is the mean of `sampling_ratio` squared bilinear
-    samples. Samples up to one cell outside the map take the border's value, those further out are 0.
-    Any box is allowed. Invalid ROIs give zeros and pass no gradient.
+    samples. Samples up to one cell outside the map take the border's value, those further out
+    are 0. Any box is allowed. Invalid ROIs give zeros and pass no gradient.
 
     Args:
         pyramid: features of the levels, each `[b, h_l, w_l, c]`.
@@ -70,8 +70,8 @@ def crop_and_max_pool(
     """The published series' pooler: TensorFlow's `crop_and_resize`, then a max pool.
 
     A box is sampled at `output_size * bins` points whose first and last lie on its edges, at
-    `relative coordinate * (cells - 1)`; a point outside the map reads 0. Each group of `bins` points
-    gives its maximum; with `bins` (1, 1) nothing is pooled. Of a single point along an axis the
+    `relative coordinate * (cells - 1)`; a point outside the map reads 0. Each group of `bins`
+    points gives its maximum; with `bins` (1, 1) nothing is pooled. Of a single point along an axis the
     place is the middle of the box. Invalid ROIs give zeros and pass no gradient.
 
     Args:
@@ -79,7 +79,7 @@ def crop_and_max_pool(
         boxes: corners `(x1, y1, x2, y2)` in pixels of the network input.
         levels: index into `pyramid` for each box; clipped to its length.
         valid: which ROIs exist.
-        canvas: height and width of the network input in pixels, which relative coordinates divide by.
+        canvas: height and width of the network input in pixels, to which boxes are relative.
         output_size: height and width of the output.
         bins: rows and columns of points under each output cell.
     """
@@ -112,8 +112,8 @@ def assign_levels(
     `floor(canonical_level + log2(sqrt(area) / canonical_size + eps))`, clipped to the levels; with
     `eps_inside_log` False the eps is added outside the logarithm. The defaults are detectron2's;
     torchvision has 1e-6 outside; the published series has 1e-6 inside, canonical level 1 and levels
-    from 0. Computed without a logarithm, by comparing with powers of two, so that a box exactly at a
-    boundary falls on the same level on every platform. A box without area gets 0.
+    from 0. Computed without a logarithm, by comparing with powers of two, so that a box exactly at
+    a boundary falls on the same level on every platform. A box without area gets 0.
 
     Source: Feature Pyramid Networks (Lin et al. 2017), equation 1.
     """
@@ -163,11 +163,20 @@ def _specs(pyramid) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in pyramid)
 
 
+def _read(pyramid, taps):
+    return lax.platform_dependent(pyramid, taps, cpu=roi_scan.pool, default=roi_gather.pool)
+
+
+def _write(shapes, taps, cotangent):
+    ways = {"cpu": roi_scan.spread, "default": roi_gather.spread}
+    ways = {name: functools.partial(way, shapes) for name, way in ways.items()}
+    return lax.platform_dependent(taps, cotangent, **ways)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pool(specs, pyramid, taps):
+def _pool(specs, pyramid, taps) -> jax.Array:
     """Features at the taps, [b, n, oh, ow, c], in the type of the features."""
-    read = functools.partial(lax.platform_dependent, cpu=roi_scan.pool, default=roi_gather.pool)
-    return read(pyramid, taps).astype(specs[0].dtype)
+    return _read(pyramid, taps).astype(specs[0].dtype)
 
 
 def _pool_forward(specs, pyramid, taps):
@@ -175,15 +184,9 @@ def _pool_forward(specs, pyramid, taps):
 
 
 def _pool_backward(specs, taps, cotangent):
-    shapes = [spec.shape for spec in specs]
-    gradients = lax.platform_dependent(
-        taps,
-        cotangent,
-        cpu=functools.partial(roi_scan.spread, shapes),
-        default=functools.partial(roi_gather.spread, shapes),
-    )
-    typed = tuple(g.astype(spec.dtype) for g, spec in zip(gradients, specs, strict=True))
-    return typed, None
+    gradients = _write([spec.shape for spec in specs], taps, cotangent)
+    typed = [g.astype(spec.dtype) for g, spec in zip(gradients, specs, strict=True)]
+    return tuple(typed), None
 
 
 _pool.defvjp(_pool_forward, _pool_backward)

@@ -32,8 +32,8 @@ def spread(
 
 
 def _pool_image(shapes, table: jax.Array, taps: Taps) -> jax.Array:
-    n, height, _ = taps.rows.index.shape
-    width = taps.columns.index.shape[1]
+    n, height, _ = taps.rows.cell.shape
+    width = taps.columns.cell.shape[1]
     total = jnp.zeros((n, height, width, table.shape[-1]), jnp.float32)
     for cells, weight in _terms(taps, shapes):
         read = table.at[cells].get(mode="promise_in_bounds")
@@ -51,11 +51,11 @@ def _spread_image(shapes, taps: Taps, cotangent: jax.Array) -> jax.Array:
 
 
 def _terms(taps: Taps, shapes: Sequence[tuple[int, ...]]):
-    """For each pair of a row tap and a column tap: rows of the table and weights, [n, oh, ow]."""
+    """For each pair of a row and a column tap: rows of the table and weights, [n, oh, ow]."""
     first = jnp.asarray(_offsets(shapes), jnp.int32)[taps.level]
     stride = jnp.asarray([shape[2] for shape in shapes], jnp.int32)[taps.level]
-    rows = first[:, None, None] + taps.rows.index * stride[:, None, None]
-    columns = taps.columns.index
+    rows = first[:, None, None] + taps.rows.cell * stride[:, None, None]
+    columns = taps.columns.cell
     y = jnp.where(taps.valid[:, None, None], taps.rows.weight, 0.0)
     x = taps.columns.weight
     return [

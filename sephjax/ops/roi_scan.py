@@ -17,8 +17,8 @@ from sephjax.ops.roi_taps import Taps
 
 def pool(pyramid: Sequence[jax.Array], taps: Taps) -> jax.Array:
     """Output float32 [b, n, oh, ow, c]; zeros for invalid ROIs."""
-    images, n, height, _ = taps.rows.index.shape
-    width, channels = taps.columns.index.shape[2], pyramid[0].shape[-1]
+    images, n, height, _ = taps.rows.cell.shape
+    width, channels = taps.columns.cell.shape[2], pyramid[0].shape[-1]
     order, edges = _by_level(taps, len(pyramid))
     output = jnp.zeros((images * n, height, width, channels), jnp.float32)
     for level, features in enumerate(pyramid):
@@ -59,7 +59,7 @@ def spread(
 
 
 def _by_level(taps: Taps, levels: int) -> tuple[jax.Array, jax.Array]:
-    """All ROIs by level, invalid ones last, and the bounds [levels + 1] of each level among them."""
+    """All ROIs by level, invalid ones last, and the bounds [levels + 1] of the levels there."""
     level = jnp.where(taps.valid, taps.level, levels).reshape(-1)
     order = jnp.argsort(level, stable=True).astype(jnp.int32)
     below = level[:, None] < lax.iota(jnp.int32, levels + 1)[None]
@@ -67,10 +67,10 @@ def _by_level(taps: Taps, levels: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _terms(taps: Taps, roi: jax.Array, shape: tuple[int, ...]):
-    """For each pair of a row tap and a column tap: cells of the flat level and weights, [oh, ow]."""
+    """For each pair of a row and a column tap: cells of the flat level and weights, [oh, ow]."""
     image, i = jnp.divmod(roi, taps.level.shape[1])
-    rows = (image * shape[1] + taps.rows.index[image, i]) * shape[2]
-    columns = taps.columns.index[image, i]
+    rows = (image * shape[1] + taps.rows.cell[image, i]) * shape[2]
+    columns = taps.columns.cell[image, i]
     y, x = taps.rows.weight[image, i], taps.columns.weight[image, i]
     return [
         (rows[:, None, a] + columns[None, :, b], y[:, None, a] * x[None, :, b])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 class Axis(NamedTuple):
     """The taps along one axis."""
 
-    index: jax.Array  # int32 [b, n, out, taps], cell of the ROI's level
+    cell: jax.Array  # int32 [b, n, out, taps], counted within the ROI's level
     weight: jax.Array  # float32 [b, n, out, taps]
 
 

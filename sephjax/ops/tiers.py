@@ -27,11 +27,15 @@ def _cut(tree: Any, size: int) -> Any:
 
 
 def _fill(tree: Any, full: int) -> Any:
-    grow = lambda leaf: jnp.pad(leaf, [(0, 0), (0, full - leaf.shape[1])] + [(0, 0)] * (leaf.ndim - 2))
+    grow = lambda leaf: jnp.pad(
+        leaf, [(0, 0), (0, full - leaf.shape[1])] + [(0, 0)] * (leaf.ndim - 2)
+    )
     return jax.tree.map(grow, tree)
 
 
-def by_tier(run: Callable[[Any], Any], rows: Any, count: Int[Array, ""], tiers: Sequence[int]) -> Any:
+def by_tier(
+    run: Callable[[Any], Any], rows: Any, count: Int[Array, ""], tiers: Sequence[int]
+) -> Any:
     """`run(rows)` on the smallest tier that holds `count`; the result's other rows are 0.
 
     Args:

@@ -43,7 +43,15 @@ def sample_rois(
 
 
 def _one_image(
-    key: Array, boxes: Array, valid: Array, truth: Truth, *, matcher: Matcher, sampler: Any, append: int, classes: int
+    key: Array,
+    boxes: Array,
+    valid: Array,
+    truth: Truth,
+    *,
+    matcher: Matcher,
+    sampler: Any,
+    append: int,
+    classes: int,
 ) -> Rois:
     append_key, sample_key = jax.random.split(key)
     if append:

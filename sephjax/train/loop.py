@@ -1,13 +1,14 @@
 """The training loop: steps, logging, checkpoints and evaluations, and going on after a stop.
 
-It does I/O and nothing numeric. What it promises: N + M steps in one run are N steps, a new process and
-M steps, bit for bit on one platform with as many devices; one compiled program a canvas size; no hidden
-transfer between host and device; no step after a loss that is not finite is ever saved.
+It does I/O and nothing numeric. What it promises: N + M steps in one run are N steps, a new process
+and M steps, bit for bit on one platform with as many devices; one compiled program a canvas size;
+no hidden transfer between host and device; no state after a loss that is not finite is ever saved.
 """
 
+import dataclasses
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,8 @@ from sephjax.train.setup import Scalars, Setup
 from sephjax.types import TrainState
 
 
-class _Done(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Done:
     """A step that was dispatched and not yet looked at."""
 
     step: int
@@ -47,7 +49,8 @@ def train(setup: Setup, folder: str | pathlib.Path, *, tensorboard: bool = True)
         RunError: if a loss is not finite, or the input breaks its promises.
     """
     config, folder = setup.config, pathlib.Path(folder)
-    sharding.check_batch(config.train.batch, setup.mesh, "train.batch")
+    values: Any = config.train
+    sharding.check_batch(values.batch, setup.mesh, "train.batch")
     notes = workdir.claim(folder, config)
     if (step := workdir.finished(folder, config)) is not None:
         Observer(folder, step, 1, tensorboard=False).say(
@@ -55,11 +58,10 @@ def train(setup: Setup, folder: str | pathlib.Path, *, tensorboard: bool = True)
         )
         return step
     checkpoints = workdir.checkpoints_of(folder, config)
-    steps, batch = config.train.steps, config.train.batch
     try:
         with (
             signals.caught() as stop,
-            Observer(folder, steps, batch, tensorboard=tensorboard) as observer,
+            Observer(folder, values.steps, values.batch, tensorboard=tensorboard) as observer,
         ):
             for note in notes:
                 observer.say(note)
@@ -82,7 +84,8 @@ class _Run:
         observer: Observer,
         stop: signals.Stop,
     ):
-        self.setup, self.config, self.folder = setup, setup.config, folder
+        self.setup, self.folder = setup, folder
+        self.config: Any = setup.config
         self.checkpoints, self.observer, self.stop = checkpoints, observer, stop
         self.total = self.config.train.steps
         self.state = self._begin()
@@ -150,12 +153,11 @@ class _Run:
 
     def _take(self) -> feed.Fetched:
         """The next batch; at most two steps are under way when it returns."""
-        first = not self.recent and not self.window.steps
         if len(self.recent) > 1:
             jax.block_until_ready(self.recent[-2].scalars)
         busy = self.recent[-1].scalars if self.recent else None
         fetched, waited = self.feed.take(busy)
-        if first and not len(self.programs):
+        if not len(self.programs):
             self.window = Window()  # starting the input is no part of a rate
         else:
             self.window.waited += waited
@@ -202,7 +204,7 @@ class _Run:
             self.checkpoints.save(self.step, self.state, place, wait=self.stopping)
 
     def _evaluate_if_due(self) -> None:
-        due = self.step == self.total or _every(self.step, self.config.eval.every)
+        due = self.step >= self.total or _every(self.step, self.config.eval.every)
         with jax.transfer_guard("allow"), self.window.pause():
             if not due or self.step == 0 or workdir.evaluated(self.folder, self.step):
                 return
@@ -225,7 +227,7 @@ def _check_finite(done: _Done, scalars: dict[str, Any]) -> None:
         return
     terms = ", ".join(f"{name} {float(value):.4g}" for name, value in sorted(scalars.items()))
     raise RunError(
-        f"the loss or its gradient is not finite at step {done.step} ({terms}), on the images at the"
-        f" places {done.index.tolist()} of the source; lower optimizer.lr, clip with optimizer.clip, or look"
-        " at those images."
+        f"the loss or its gradient is not finite at step {done.step} ({terms}), on the images at"
+        f" the places {done.index.tolist()} of the source; lower optimizer.lr, clip with"
+        " optimizer.clip, or look at those images."
     )

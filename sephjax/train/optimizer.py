@@ -30,18 +30,21 @@ def make_schedule(config: ConfigDict) -> Schedule:
     linear warm-up; the series' with f = 0).
 
     `step`: the base is lr times `factor` for each milestone <= t. `cosine`: the base is
-    `(lr - m)/2 (1 + cos(pi (t - w) / (T - w))) + m`, with T = train.steps and m = schedule.floor; it is
-    lr up to w and m from T on.
+    `(lr - m)/2 (1 + cos(pi (t - w) / (T - w))) + m`, with T = train.steps and m = schedule.floor;
+    it is lr up to w and m from T on.
 
     Raises:
         UserError: if schedule.name is unknown.
     """
-    lr, schedule = config.optimizer.lr, config.schedule
+    optimizer: Any = config.optimizer
+    schedule: Any = config.schedule
+    train: Any = config.train
+    lr = optimizer.lr
     warm_steps, start = schedule.warmup_steps, schedule.warmup_from
     if schedule.name == "step":
         base = _steps(lr, tuple(schedule.milestones), schedule.factor)
     elif schedule.name == "cosine":
-        base = _cosine(lr, warm_steps, config.train.steps, schedule.floor)
+        base = _cosine(lr, warm_steps, train.steps, schedule.floor)
     else:
         raise UserError(f"schedule.name is {schedule.name!r}; it must be 'step' or 'cosine'.")
 
@@ -107,12 +110,12 @@ def check_patterns(patterns: Sequence[str], names: Iterable[str], key: str) -> N
 
 
 def frozen_mask(params: Params, patterns: Sequence[str], known: Iterable[str] = ()) -> Any:
-    """A tree like `params` of bools: True where a rule of optimizer.freeze holds the parameter fixed.
+    """A tree like `params` of bools: True where a rule of optimizer.freeze holds it fixed.
 
     Args:
         params: the parameters.
         patterns: regular expressions.
-        known: further names that a rule may match without an error (weights that no rule can train).
+        known: further names that a rule may match without an error (the `frozen` weights).
 
     Raises:
         UserError: if a rule matches nothing.
@@ -122,7 +125,7 @@ def frozen_mask(params: Params, patterns: Sequence[str], known: Iterable[str] = 
 
 
 def split_by_mask(params: Params, mask: Any) -> tuple[Params, Params]:
-    """Splits nested dicts into (where `mask` is False, where it is True); empty dicts are left out."""
+    """Splits nested dicts into (where `mask` is False, where it is True), without empty dicts."""
     trainable, fixed = {}, {}
     for name, value in params.items():
         if isinstance(value, dict):
@@ -153,9 +156,9 @@ def join(trainable: Params, fixed: Params) -> Params:
 
 
 def decay_mask(config: ConfigDict, params: Params) -> Any:
-    """A tree like `params` of bools: True where a rule of `decay` matches and none of `no_decay`."""
-    decays = match_mask(params, config.optimizer.decay)
-    spared = match_mask(params, config.optimizer.no_decay)
+    """A tree like `params` of bools: some rule of `decay` matches and none of `no_decay`."""
+    values: Any = config.optimizer
+    decays, spared = match_mask(params, values.decay), match_mask(params, values.no_decay)
     return jax.tree.map(lambda yes, no: yes and not no, decays, spared)
 
 
@@ -166,15 +169,15 @@ def make_optimizer(
 
     Args:
         config: reads `optimizer`, `schedule` and `train.steps`.
-        params: the trained parameters (arrays or shapes), without what optimizer.freeze holds fixed: those
-            have neither gradient nor momentum (`frozen_mask`, `split_by_mask`).
+        params: the trained parameters (arrays or shapes), without what optimizer.freeze holds
+            fixed: those have neither gradient nor momentum (`frozen_mask`, `split_by_mask`).
         known: names outside `params` that a rule may match without an error: the fixed parameters
             and the frozen weights.
 
     Raises:
         UserError: if a rule of optimizer.decay or optimizer.no_decay matches nothing.
     """
-    values = config.optimizer
+    values: Any = config.optimizer
     names = [*parameter_names(params), *known]
     check_patterns(values.decay, names, "optimizer.decay")
     check_patterns(values.no_decay, names, "optimizer.no_decay")

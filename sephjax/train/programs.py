@@ -14,8 +14,8 @@ from sephjax.types import Batch, TrainState
 class Programs:
     """Compiles the step of `setup` when a batch of new shapes arrives.
 
-    Compilation is explicit (`lower(...).compile()`), so `len(programs)` is the number of compiled steps,
-    and a state or batch of other shapes cannot cause a silent one. The state is donated.
+    Compilation is explicit (`lower(...).compile()`), so `len(programs)` is the number of compiled
+    steps, and a state or batch of other shapes cannot cause a silent one. The state is donated.
     """
 
     def __init__(self, setup: Setup):
@@ -49,8 +49,8 @@ class Programs:
         if len(self) >= self._limit:
             known = sorted(str(shape) for shapes in self._compiled for shape in shapes[:1])
             raise RunError(
-                f"a batch with images of shape {batch.image.shape} would need a train program of its own,"
-                f" and the {self._limit} canvas sizes of the input already have theirs"
+                f"a batch with images of shape {batch.image.shape} would need a train program of"
+                f" its own, and the {self._limit} canvas sizes of the input already have theirs"
                 f" ({', '.join(known)}); the input must give every canvas size one set of shapes."
             )
         began = time.perf_counter()

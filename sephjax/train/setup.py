@@ -1,4 +1,4 @@
-"""What the training loop is given: everything that depends on the model, the data and the config."""
+"""What the training loop is given: all that depends on the model, the data and the config."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,9 +39,9 @@ class Batches(Protocol):
 class Setup:
     """One run, ready to go.
 
-    `train_step` is pure and not jitted. Its scalars go to `metrics.jsonl` under their own names; `loss` is
-    there, and `loss/<term>` and `grad_norm` should be (the loop adds `lr`, and refuses to go on from a
-    loss or gradient norm that is not finite).
+    `train_step` is pure and not jitted. Its scalars go to `metrics.jsonl` under their own names;
+    `loss` is there, and `loss/<term>` and `grad_norm` should be (the loop adds `lr`, and refuses to
+    go on from a loss or gradient norm that is not finite).
     """
 
     config: ConfigDict

@@ -13,8 +13,8 @@ from sephjax import checkpoint, observe
 from sephjax.errors import UserError
 
 # Keys that may differ when a run goes on: they change how long, how fast and what is looked at, not
-# what a step computes. (With the cosine schedule train.steps does: see `claim`.) A name with a dot at its
-# end stands for everything below it.
+# what a step computes. (With the cosine schedule train.steps does: see `claim`.) A name with a dot
+# at its end stands for everything below it.
 HARMLESS = (
     "name",
     "lineage",
@@ -32,11 +32,12 @@ ABSENT = "absent"
 
 def checkpoints_of(workdir: pathlib.Path, config: ConfigDict) -> checkpoint.Checkpoints:
     """The checkpoints of a run."""
-    return checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+    values: Any = config.checkpoint
+    return checkpoint.Checkpoints(workdir / "checkpoints", values.keep)
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
-    """Makes `workdir` the folder of `config`: writes `config.json`, or checks the one that is there.
+    """Makes `workdir` the folder of `config`: writes `config.json`, or checks the one there.
 
     Returns:
         Sentences about harmless differences that the person who resumes should know.
@@ -57,13 +58,14 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
         if bad:
             told = "; ".join(f"{key} is {a!r} there and {b!r} here" for key, (a, b) in bad.items())
             raise UserError(
-                f"{workdir} belongs to another config: {told}; choose another workdir or set these keys back."
+                f"{workdir} belongs to another config: {told};"
+                " choose another workdir or set these keys back."
             )
-        if "train.steps" in differences and config.schedule.name == "cosine":
+        if "train.steps" in differences and mine["schedule"]["name"] == "cosine":
             before, now = differences["train.steps"]
             notes.append(
-                f"train.steps was {before} and is {now}: the cosine of the learning rate now ends there,"
-                " so this is not the run that would have had it from the start."
+                f"train.steps was {before} and is {now}: the cosine of the learning rate now ends"
+                " there, so this is not the run that would have had it from the start."
             )
     write_json(file, mine)
     return notes
@@ -104,7 +106,7 @@ def write_manifest(workdir: pathlib.Path, config: ConfigDict, step: int) -> None
 
 
 def trim_metrics(workdir: pathlib.Path, step: int) -> None:
-    """Removes the lines after `step` from `metrics.jsonl`: a killed run left them, and they will come again."""
+    """Removes what a killed run wrote into `metrics.jsonl` after `step`; it will come again."""
     file = workdir / "metrics.jsonl"
     if jax.process_index() or not file.exists():
         return
@@ -131,7 +133,8 @@ def evaluated(workdir: pathlib.Path, step: int) -> bool:
 def finished(workdir: pathlib.Path, config: ConfigDict) -> int | None:
     """The last step, if all steps are done, saved and evaluated; else None. Reads no array."""
     step = checkpoints_of(workdir, config).latest(whole=True)
-    done = step is not None and step >= config.train.steps and evaluated(workdir, step)
+    values: Any = config.train
+    done = step is not None and step >= values.steps and evaluated(workdir, step)
     return step if done else None
 
 

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from sephjax.errors import RunError
 from sephjax.evaluation import coco, evaluator
+from sephjax.input import pipeline, sources, transforms
 from sephjax.types import Batch, Detections, Truth
 
 IDS = (4, 9, 11, 20, 25)
@@ -172,3 +174,44 @@ def test_a_failure_in_the_host_threads_is_not_swallowed(report):
     source.categories = types.SimpleNamespace(ids=())
     with pytest.raises(IndexError):
         evaluator.evaluate(perfect, BATCHES, source, report)
+
+
+@pytest.mark.data
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+def test_ground_truth_handed_back_through_the_real_batches_scores_one(shared_data, report):
+    folder = shared_data / "coco_tiny"
+    data = base.get_config().data.unlock()
+    data.eval.annotations = str(folder / "annotations" / "instances_val.json")
+    data.eval.images, data.eval.limit = str(folder / "val"), 18
+    data.eval.short_sides, data.eval.long_side = (160,), 240
+    source = sources.open_source(data, train=False)
+
+    def oracle(batch):
+        rows, most = len(batch.index), 100
+        found = Detections(
+            boxes=np.zeros((rows, most, 4), np.float32),
+            scores=np.full((rows, most), 0.9, np.float32),
+            labels=np.zeros((rows, most), np.int32),
+            valid=np.zeros((rows, most), bool),
+            masks=np.zeros((rows, most, 28, 28), np.float32),
+        )
+        for row in np.flatnonzero(batch.valid):
+            example = source.example(int(batch.index[row]))
+            kept = np.flatnonzero(~example.crowd)
+            shapes = [example.segmentations[at] for at in kept]
+            ratio = batch.size[row] / batch.original[row]
+            boxes, count = example.boxes[kept], len(kept)
+            found.boxes[row, :count] = boxes * np.tile(ratio[::-1], 2)
+            found.labels[row, :count] = example.labels[kept]
+            found.valid[row, :count] = True
+            crops = transforms.crop_masks_to_boxes(shapes, boxes, example.height, example.width)
+            crops = np.asarray(crops, np.float32).reshape(-1, 28, 4, 28, 4)
+            found.masks[row, :count] = crops.mean(axis=(2, 4))
+        return found
+
+    batches = pipeline.eval_batches(source, data, batch=4)
+    metrics = evaluator.evaluate(oracle, batches, source, report)
+    assert metrics["images"] == 18
+    assert metrics["bbox"]["AP"] == pytest.approx(1.0)
+    assert metrics["segm"]["AP75"] == pytest.approx(1.0)
+    assert metrics["segm"]["AP"] > 0.95  # what a 28x28 mask can say of a polygon

@@ -41,8 +41,15 @@ def from_torch(rules, model, module, ignore=()):
     )
 
 
-def randomise(tree, seed=0):
-    """Draws every vector of a nested dict from [0.5, 1.5], so that no gamma or mean is trivial."""
+def draw(model, seed=0):
+    """`(params, frozen)` of a Functional: kernels of unit gain, no gamma or mean that is trivial."""
     rng = np.random.default_rng(seed)
-    draw = lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
-    return jax.tree.map(lambda leaf: draw(leaf) if leaf.ndim == 1 else leaf, tree)
+
+    def leaf(like):
+        if len(like.shape) == 1:
+            values = rng.uniform(0.5, 1.5, like.shape)
+        else:
+            values = rng.normal(size=like.shape) / np.sqrt(np.prod(like.shape[:-1]))
+        return jnp.asarray(values, jnp.float32)
+
+    return jax.tree.map(leaf, model.abstract)

@@ -1,6 +1,5 @@
 """nets/neck/fpn.py against torchvision's pyramid, and the series' form of it."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,7 +40,7 @@ def test_nearest_resize_takes_the_floor_of_the_scaled_index():
 
 def test_levels_run_fine_to_coarse_and_p6_is_every_second_cell_of_p5():
     model = neck()
-    out = model.apply(*model.init(jax.random.key(0)), features(64, 96))
+    out = model.apply(*reference.draw(model), features(64, 96))
     assert {level: x.shape[1:] for level, x in out.items()} == {
         "p2": (16, 24, 8),
         "p3": (8, 12, 8),
@@ -65,7 +64,7 @@ def test_names_of_the_series_neck_do_not_change():
 
 def test_the_series_p6_comes_from_c5():
     model = neck(("c3", "c4", "c5"), **SERIES)
-    params, frozen = model.init(jax.random.key(0))
+    params, frozen = reference.draw(model)
     maps = features(64, 96)
     out = model.apply(params, frozen, maps)
     assert out["p6"].shape == (1, 1, 2, 64)
@@ -78,7 +77,7 @@ def test_the_series_p6_comes_from_c5():
 def test_merged_maps_are_not_normalised():
     """A scale of c5 that EvoNorm would undo still reaches p4 through the sum."""
     model = neck(("c3", "c4", "c5"), **SERIES)
-    params, frozen = model.init(jax.random.key(0))
+    params, frozen = reference.draw(model)
     maps = features(64, 96)
     merged = {}
     for factor in (1.0, 1e4):
@@ -93,7 +92,7 @@ def test_merged_maps_are_not_normalised():
 @pytest.mark.parametrize("norm", ["evonorm_s0", "gn", "bn", "none"])
 def test_a_picture_has_the_same_pyramid_on_a_larger_canvas(norm):
     model = neck(**(SERIES | {"norm": norm}))
-    params, frozen = model.init(jax.random.key(0))
+    params, frozen = reference.draw(model)
     maps = features(64, 128)
     canvas = {
         level: jnp.pad(x, ((0, 0), (0, x.shape[1]), (0, x.shape[2]), (0, 0)), constant_values=5.0)

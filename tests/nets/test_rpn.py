@@ -1,6 +1,5 @@
 """nets/proposal/rpn.py: order of its outputs, padding, and torchvision's head."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ def pyramid(shapes=((4, 6), (2, 3)), seed=0):
 
 def test_anchors_run_by_level_row_column_and_then_within_the_cell():
     model = head(convs=0, init="xavier_uniform")
-    params, frozen = model.init(jax.random.key(0))
+    params, frozen = reference.draw(model)
     maps = pyramid()
     out = model.apply(params, frozen, maps)
     assert out.logits.shape == (2, 3 * (24 + 6))
@@ -49,7 +48,7 @@ def test_anchors_run_by_level_row_column_and_then_within_the_cell():
 def test_outputs_are_float32_whatever_the_compute_type():
     model = head()
     maps = {level: x.astype(jnp.bfloat16) for level, x in pyramid().items()}
-    out = model.apply(*model.init(jax.random.key(0)), maps)
+    out = model.apply(*reference.draw(model), maps)
     assert out.logits.dtype == out.deltas.dtype == jnp.float32
 
 
@@ -59,7 +58,7 @@ def test_a_norm_of_its_own_for_each_level_leaves_the_convolution_shared():
     expected += [f"norm0_{level}/{kind}" for level in LEVELS for kind in ("beta", "gamma", "v")]
     assert [path for path, _ in flat_paths(params)] == sorted(expected)
     model = head(norm="evonorm_s0", norm_levels=LEVELS, init="xavier_uniform")
-    params, frozen = model.init(jax.random.key(0))
+    params, frozen = reference.draw(model)
     before = model.apply(params, frozen, pyramid())
     params["norm0_p4"]["gamma"] = 2 * params["norm0_p4"]["gamma"]
     after = model.apply(params, frozen, pyramid())
@@ -69,7 +68,7 @@ def test_a_norm_of_its_own_for_each_level_leaves_the_convolution_shared():
 
 def test_a_picture_has_the_same_outputs_on_a_larger_canvas():
     model = head(norm="evonorm_s0", init="xavier_uniform")
-    params, frozen = model.init(jax.random.key(0))
+    params, frozen = reference.draw(model)
     small = pyramid()
     large = {
         level: jnp.pad(x, ((0, 0), (0, 2), (0, 5), (0, 0)), constant_values=9.0)

@@ -187,7 +187,7 @@ def test_exactly_k_brings_back_the_least_overlapped_of_the_removed():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 8], [0, 0, 10, 7]], np.float32)
     scores, valid = np.array([10, 9, 8, 7], np.float32), np.ones(4, bool)
     assert listed(run_exactly(boxes, scores, valid, threshold=0.6, count=2)) == [0, 3]
-    # With 8.5 for box 2 its 1.7 decays at IoU 7/8 with box 3 to .2125; the .9 of box 1 at 7/9 to .2.
+    # With 8.5, box 2 has 1.7 and at IoU 7/8 with box 3 .2125; box 1 has .9 and at 7/9 .2.
     scores[2] = 8.5
     assert listed(run_exactly(boxes, scores, valid, threshold=0.6, count=3)) == [0, 2, 3]
 

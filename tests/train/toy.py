@@ -1,6 +1,7 @@
 """A linear model on drawn pictures in two canvases: the smallest thing that the loop can train.
 
-Run as a program it trains in a process of its own: `python -m tests.train.toy WORKDIR STEPS`.
+Run as a program it trains in a process of its own:
+`python -m tests.train.toy WORKDIR STEPS [events]`.
 """
 
 import json
@@ -113,4 +114,5 @@ def toy_setup(workdir, steps: int = 4, config=None, **batches) -> Setup:
 
 
 if __name__ == "__main__":
-    loop.train(toy_setup(sys.argv[1], int(sys.argv[2])), sys.argv[1])
+    folder, steps, *more = sys.argv[1:]
+    loop.train(toy_setup(folder, int(steps)), folder, tensorboard="events" in more)
