@@ -57,7 +57,7 @@ def apply(config: ConfigDict, diff: Mapping[str, Any], who: str) -> ConfigDict:
         *scope, leaf = path.split(".")
         node = config
         for name in scope:
-            node = node[name] if name in node else None
+            node = node.get(name)
             if not isinstance(node, ConfigDict):
                 break
         if not isinstance(node, ConfigDict) or leaf not in node:

@@ -1,7 +1,7 @@
 """From a config to a model and its pure functions: the one place that reads the model's keys.
 
-A component's dict names it (`name`); the rest are its arguments, so the signature is the schema. The
-whole menu is the tables of this page.
+A component's dict names it (`name`); the rest are its arguments, so the signature is the schema.
+The whole menu is the tables of this page.
 """
 
 import functools
@@ -72,7 +72,8 @@ def bind(
     known = set(signature.parameters) - {"self"}
     if unknown := sorted(set(options) - known):
         raise UserError(
-            f"{key}.{unknown[0]} is no argument of {choice.name!r}; it knows {', '.join(sorted(known))}."
+            f"{key}.{unknown[0]} is no argument of {choice.name!r}; "
+            f"it knows {', '.join(sorted(known))}."
         )
     return functools.partial(function, **options)
 

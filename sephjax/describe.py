@@ -31,7 +31,7 @@ class Cost(NamedTuple):
 
 
 def cost(jaxpr: Any) -> Cost:
-    """Counts a jaxpr; of a conditional the dearest branch, of a loop one turn times its known length."""
+    """Counts a jaxpr: of a conditional the dearest branch, of a scan all its turns."""
     total = Cost(0.0, 0.0)
     for equation in jaxpr.eqns:
         parts = [_primitive(equation)]
@@ -88,7 +88,7 @@ def describe(config: ConfigDict) -> None:
     console.print(f"parameters  {total:.2f} M at {CLASSES} classes: {parts}")
     for what, (height, width, spent) in costs(config, model).items():
         console.print(
-            f"{what:<11} {spent.flops / 1e9:7.1f} GFLOP and {spent.bytes / 2**20:6.0f} MiB of convolution and "
+            f"{what:<11} {spent.flops / 1e9:.1f} GFLOP, {spent.bytes / 2**20:.0f} MiB of convolution and "
             f"matmul outputs, an image on {height}x{width}"
         )
 

@@ -83,7 +83,7 @@ def _dispatch() -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Runs one mode; the exit code is 0 done, 1 failed for the reason printed, 2 a wrong command."""
+    """Runs one mode; exit code 0: done, 1: failed for the reason printed, 2: a wrong command."""
     try:
         if len(argv) > 1:
             raise UserError(f"{argv[1]!r} is no flag; flags start with --.")

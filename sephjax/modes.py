@@ -18,6 +18,7 @@ from sephjax.input import pipeline, sources
 from sephjax.input.example import Categories, Source
 from sephjax.nets.functional import Functional
 from sephjax.train import loop, optimizer, sharding, step
+from sephjax.train import workdir as claims
 from sephjax.train.setup import Setup
 from sephjax.types import Batch, Detections, Params, TrainState
 from sephjax.weights import keras
@@ -28,8 +29,12 @@ PICTURES = 8  # drawn after an evaluation
 
 def train(config: ConfigDict, workdir: str) -> int:
     """Trains, or goes on training, and evaluates."""
-    setup = make_setup(config, pathlib.Path(workdir))
-    loop.train(setup, pathlib.Path(workdir))
+    folder = pathlib.Path(workdir)
+    claims.claim(folder, config)
+    if (done := claims.finished(folder, config)) is not None:
+        print(f"{workdir} is trained to step {done} and evaluated: nothing to do.")
+        return 0
+    loop.train(make_setup(config, folder), folder)
     return 0
 
 
@@ -40,7 +45,8 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
     held_out = _open(config, train=False)
     if held_out.categories != source.categories:
         raise UserError(
-            "data.train and data.eval have different categories; use annotations with the same list."
+            "data.train and data.eval have different categories; "
+            "use annotations with the same list."
         )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -48,26 +54,26 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
     mesh = sharding.make_mesh()
     model = build.model(config, len(source.categories))
     params, frozen = model.abstract
-    mask = optimizer.frozen_mask(params, config.optimizer.freeze)
+    constants = optimizer.parameter_names(frozen)
+    mask = optimizer.frozen_mask(params, config.optimizer.freeze, constants)
     trained, fixed = optimizer.split_by_mask(params, mask)
-    known = [*optimizer.parameter_names(fixed), *optimizer.parameter_names(frozen)]
+    known = [*optimizer.parameter_names(fixed), *constants]
     tx = optimizer.make_optimizer(config, trained, known)
-
-    def init() -> TrainState:
-        return _initial_state(config, model, tx)
 
     def state_of(params: Params, frozen: Params, key: Any) -> TrainState:
         trained, _ = optimizer.split_by_mask(params, mask)
         return TrainState(jnp.int32(0), params, frozen, tx.init(trained), key)
+
+    def init() -> TrainState:
+        weights_key, run_key = jax.random.split(jax.random.key(config.seed))
+        return state_of(*_initial_weights(config, model, weights_key), run_key)
 
     return Setup(
         config=config,
         mesh=mesh,
         init=init,
         abstract=jax.eval_shape(state_of, params, frozen, jax.random.key(0)),
-        train_step=step.make_train_step(
-            model, tx, build.losses(config), tuple(config.optimizer.freeze)
-        ),
+        train_step=step.make_train_step(model, tx, build.losses(config), mask),
         batches=pipeline.train_batches(
             source,
             config.data,
@@ -82,9 +88,8 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
     )
 
 
-def _initial_state(config: ConfigDict, model: Functional, tx: Any) -> TrainState:
-    weights_key, run_key = jax.random.split(jax.random.key(config.seed))
-    params, frozen = jax.jit(model.init)(weights_key)
+def _initial_weights(config: ConfigDict, model: Functional, key: Any) -> tuple[Params, Params]:
+    params, frozen = jax.jit(model.init)(key)
     if config.init.format == "keras":
         loaded = keras.load_keras_resnet50(
             config.init.path,
@@ -97,17 +102,15 @@ def _initial_state(config: ConfigDict, model: Functional, tx: Any) -> TrainState
         print(report)
     elif config.init.format != "none":
         raise UserError(f"init.format is {config.init.format!r}; use 'none' or 'keras'.")
-    mask = optimizer.frozen_mask(params, config.optimizer.freeze)
-    trained, _ = optimizer.split_by_mask(params, mask)
-    return TrainState(jnp.int32(0), params, frozen, tx.init(trained), run_key)
+    return params, frozen
 
 
 def _check(config: ConfigDict) -> None:
     group = min(config.rpn.sample_group, config.train.batch)
     if config.train.batch % group:
         raise UserError(
-            f"train.batch is {config.train.batch}, which groups of rpn.sample_group={group} images do not "
-            "divide; change one of them."
+            f"train.batch is {config.train.batch}, which groups of rpn.sample_group={group} images "
+            "do not divide; change one of them."
         )
 
 
@@ -117,9 +120,8 @@ def _open(config: ConfigDict, *, train: bool) -> Source:
         sources.require_masks(source)
     split = "train" if train else "eval"
     notes = ", ".join(f"{count} {what}" for what, count in source.notes.items() if count)
-    print(
-        f"{split}: {len(source)} images, {len(source.categories)} classes{'; ' + notes if notes else ''}"
-    )
+    found = f"{len(source)} images, {len(source.categories)} classes"
+    print(f"{split}: {found}; {notes}" if notes else f"{split}: {found}")
     return source
 
 

@@ -11,7 +11,7 @@ from sephjax.types import BoxOutputs, Detections, Proposals
 Weights = tuple[float, float, float, float]
 
 
-def detections(
+def detections(  # noqa: PLR0913, the keys of config.test
     outputs: BoxOutputs,
     proposals: Proposals,
     size: Float[Array, "2"],

@@ -1,7 +1,7 @@
 """The data that flows between the parts: frozen dataclasses that JAX treats as pytrees.
 
-Axis letters: `b` image, `n` anchors or proposals, `m` ground truths, `r` sampled ROIs, `d` detections,
-`k` classes. Boxes are float32 `(x1, y1, x2, y2)` in pixels of the padded network input, continuous
+Axis letters: `b` image, `n` anchors or proposals, `m` ground truths, `r` sampled ROIs, `d`
+detections, `k` classes. Boxes are float32 `(x1, y1, x2, y2)` in pixels of the padded network input, continuous
 edges. Labels are int32 `0..k-1`; background is `k`. A set of things has a fixed size and a bool
 `valid`; what is not valid holds finite numbers without meaning.
 """
@@ -37,7 +37,7 @@ class Truth:
 
 @pytree
 class Batch:
-    """One global (or per-process) batch; every image lies top-left on a canvas of one bucket's size."""
+    """One batch, global or of a process; every image lies top-left on a canvas of one size."""
 
     image: Array  # uint8 [b, h, w, 3], RGB; 0 in the padding
     size: Array  # int32 [b, 2], valid height and width on the canvas
@@ -68,7 +68,7 @@ class Proposals:
 
 @pytree
 class RpnOutputs:
-    """Raw RPN outputs over all anchors, levels fine to coarse, row-major cells, cell anchors innermost."""
+    """Raw RPN outputs of all anchors: levels fine to coarse, cells row-major, then a cell's anchors."""
 
     logits: Array  # float32 [b, n]
     deltas: Array  # float32 [b, n, 4]

@@ -61,12 +61,13 @@ def blank(rows: int, canvas: Canvas, objects: int, *, masks: bool) -> dict[str, 
 
 
 def place_image(
-    arrays: dict[str, np.ndarray], row: int, image: np.ndarray, original: tuple[int, int]
+    arrays: dict[str, np.ndarray], row: int, image: np.ndarray, short: int, frame: Frame
 ) -> None:
-    """Puts a resized picture into a row of a blank batch."""
-    h, w = image.shape[:2]
-    arrays["image"][row, :h, :w] = image
-    arrays["size"][row] = h, w
+    """Resizes a picture into a row of a blank batch."""
+    original = image.shape[:2]
+    shape = transforms.resized_shape(*original, short, frame.long_side, frame.resize)
+    transforms.resize_onto(arrays["image"][row], image, *shape)
+    arrays["size"][row] = shape
     arrays["original"][row] = original
     arrays["valid"][row] = True
 
@@ -119,10 +120,8 @@ class TrainBatches:
             random = augmentation(self.schedule.seed, item)
             short = frame.short_sides[int(random.integers(len(frame.short_sides)))]
             flip = bool(random.random() < frame.flip)
-            old = (example.height, example.width)
-            shape = transforms.resized_shape(*old, short, frame.long_side, frame.resize)
-            image = transforms.resize(example.image, *shape)
-            place_image(arrays, row, image[:, ::-1] if flip else image, old)
+            image = transforms.flip(example.image) if flip else example.image
+            place_image(arrays, row, image, short, frame)
             arrays["index"][row] = item.picture
             over_cap += place_objects(arrays, row, example, frame, flip=flip)
         return Prepared(arrays, unreadable, over_cap)
@@ -162,16 +161,12 @@ class EvalBatches:
         arrays = blank(self.local, self.buckets[bucket], 0, masks=False)
         unreadable: list[tuple[int, str]] = []
         for row, index in enumerate(members[self.first : self.first + self.local].tolist()):
-            h, w = self.source.sizes[index].tolist()
             try:
                 image = self.source.example(index).image
             except UnreadableImage as error:
                 unreadable.append((index, str(error)))
-                image = np.zeros((h, w, 3), np.uint8)
-            shape = transforms.resized_shape(
-                h, w, frame.short_sides[0], frame.long_side, frame.resize
-            )
-            place_image(arrays, row, transforms.resize(image, *shape), (h, w))
+                image = np.zeros((*self.source.sizes[index].tolist(), 3), np.uint8)
+            place_image(arrays, row, image, frame.short_sides[0], frame)
             arrays["index"][row] = index
         return Prepared(arrays, unreadable, 0)
 

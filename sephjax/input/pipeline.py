@@ -13,7 +13,6 @@ from absl import logging
 
 from sephjax import types
 from sephjax.errors import UserError
-from sephjax.input import transforms
 from sephjax.input.batches import (
     EvalBatches,
     Prepared,
@@ -187,9 +186,7 @@ def image_batch(images: Sequence[np.ndarray], data: Any, *, rows: int = 0) -> ty
         raise ValueError("image_batch takes pictures of one bucket; group them by buckets.assign")
     arrays = blank(max(rows, len(images)), choices[int(where[0])], 0, masks=False)
     for row, image in enumerate(images):
-        h, w = image.shape[:2]
-        shape = transforms.resized_shape(h, w, frame.short_sides[0], frame.long_side, frame.resize)
-        place_image(arrays, row, transforms.resize(image, *shape), (h, w))
+        place_image(arrays, row, image, frame.short_sides[0], frame)
         arrays["index"][row] = row
     return to_batch(arrays)
 

@@ -44,11 +44,29 @@ def resized_shape(h: Any, w: Any, short: Any, long: int, mode: str) -> tuple[Any
     return new_h, new_w
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear resize of a uint8 [h, w, 3] image, half-pixel centres, no antialiasing."""
+def resize_onto(canvas: np.ndarray, image: np.ndarray, height: int, width: int) -> None:
+    """Resizes a picture straight onto the top-left of a canvas: bilinear, half-pixel centres.
+
+    There is no antialiasing. The rest of the canvas stays as it is.
+
+    Args:
+        canvas: uint8 [H, W, 3], changed in place.
+        image: uint8 [h, w, 3].
+        height: new height, at most H.
+        width: new width, at most W.
+    """
+    target = canvas[:height, :width]
     if image.shape[:2] == (height, width):
-        return image
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        target[...] = image
+        return
+    written = cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+    if not np.may_share_memory(written, target):  # OpenCV may prefer memory of its own
+        target[...] = written
+
+
+def flip(image: np.ndarray) -> np.ndarray:
+    """A picture mirrored left to right."""
+    return cv2.flip(image, 1)
 
 
 def scale_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
@@ -131,10 +149,3 @@ def _crop_rle(rle: dict[str, Any], box: np.ndarray, height: int, width: int) -> 
         borderMode=cv2.BORDER_REPLICATE,
     )
     return (sampled >= 128).astype(np.uint8)
-
-
-def pad_to_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """A uint8 [h, w, 3] image top-left on a canvas of zeros."""
-    padded = np.zeros((*canvas, 3), np.uint8)
-    padded[: image.shape[0], : image.shape[1]] = image
-    return padded

@@ -35,10 +35,10 @@ def box_losses(
     Args:
         outputs: logits [b, r, k+1] and deltas [b, r, k or 1, 4].
         rois: the sampled ROIs.
-        box_loss: {"name": "smooth_l1", "beta"} on deltas, or {"name": "giou"} on boxes clipped to the
-            image.
+        box_loss: {"name": "smooth_l1", "beta"} on deltas, or {"name": "giou"} on boxes clipped to
+            the image.
         weights: of the deltas.
-        class_weighting: see `class_weight`; the sum is still divided by the count, not by the weights.
+        class_weighting: see `class_weight`; the sum is divided by the count, not by the weights.
         size: valid height and width of every image, pixels.
 
     No positives: `roi_box` is 0 with a zero gradient.

@@ -23,8 +23,8 @@ def rpn_losses(
     """`rpn_cls` and `rpn_box`.
 
     Both are sums over the sampled anchors divided by images * samples ("images_times_samples":
-    detectron2 and the series) or by the number really sampled ("sampled": torchvision). No positives:
-    `rpn_box` is 0 with a zero gradient.
+    detectron2 and the series) or by the number really sampled ("sampled": torchvision). Without
+    positives `rpn_box` is 0 with a zero gradient.
     """
     sampled = targets.positive | targets.negative
     if normalizer == "images_times_samples":

@@ -19,7 +19,7 @@ def total_loss(
     roi: Mapping[str, Any],
     scales: Mapping[str, float],
 ) -> dict[str, Float[Array, ""]]:
-    """`loss` and its terms `loss/rpn_cls`, `loss/rpn_box`, `loss/roi_cls`, `loss/roi_box`, `loss/mask`.
+    """`loss` and its terms: `loss/rpn_cls`, `rpn_box`, `roi_cls`, `roi_box` and `mask`.
 
     Args:
         outputs: of the detector in training.

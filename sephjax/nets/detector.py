@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +156,7 @@ class Detector(nnx.Module):
         return tiers.tiered_sum(loss, params, pooled, rest, most, recipe.mask_tiers)
 
     def candidates(self, batch: Batch) -> tuple[dict[str, Array], Proposals, BoxOutputs]:
-        """Pyramid, test-time proposals (valid ones first) and the box head's raw outputs of them."""
+        """Pyramid, test-time proposals (valid ones first) and the box head's outputs of them."""
         canvas = batch.image.shape[1:3]
         pyramid = self.pyramid(batch)
         levels, inside = self._anchors(batch, pyramid)
@@ -181,7 +180,7 @@ class Detector(nnx.Module):
         valid: Bool[Array, "b d"],
         canvas: tuple[int, int],
     ) -> Float[Array, "b d s s"]:
-        """Mask probabilities of the detections, each in the frame of its box; 0 for invalid ones."""
+        """Mask probabilities of the detections, each in the frame of its box; else 0."""
 
         def run(rows):
             boxes, labels, valid = rows

@@ -192,7 +192,9 @@ def max_pool_3x3(
     (top, bottom), (left, right) = pads(padding, (x.shape[1], x.shape[2]), 3, 2)
     y = jax.lax.reduce_window(
         x,
-        np.asarray(-np.inf, x.dtype),  # concrete: only then is it seen as a max-pool with a gradient
+        np.asarray(
+            -np.inf, x.dtype
+        ),  # concrete: only then is it seen as a max-pool with a gradient
         jax.lax.max,
         (1, 3, 3, 1),
         (1, 2, 2, 1),

@@ -38,8 +38,8 @@ def nms(
 
     Boxes are taken by falling score (of equal scores the lower index first); a taken box removes
     all later ones whose IoU with it is above `threshold`. Invalid boxes are neither taken nor
-    remove others. A degenerate box (no width or no height) has IoU 0 with everything. Not differentiable:
-    the results are indices.
+    remove others. A degenerate box (no width or no height) has IoU 0 with everything. Nothing is
+    differentiable: the results are indices.
 
     Args:
         boxes: corners `(x1, y1, x2, y2)`, continuous edges.

@@ -2,8 +2,8 @@
 
 Gradients flow to the features only; boxes get a gradient of zero. Features may be of any float
 type: interpolation and the sums of the gradient are in float32, and results come back in the
-features' type. The way of reading is chosen by platform where the program is lowered (`roi_scan` on a CPU,
-`roi_gather` elsewhere); both give the same numbers.
+features' type. The way of reading is chosen by platform where the program is lowered (`roi_scan`
+on a CPU, `roi_gather` elsewhere); both give the same numbers.
 """
 
 import functools
@@ -71,8 +71,8 @@ def crop_and_max_pool(
 
     A box is sampled at `output_size * bins` points whose first and last lie on its edges, at
     `relative coordinate * (cells - 1)`; a point outside the map reads 0. Each group of `bins`
-    points gives its maximum; with `bins` (1, 1) nothing is pooled. Of a single point along an axis the
-    place is the middle of the box. Invalid ROIs give zeros and pass no gradient.
+    points gives its maximum, and the first maximum its gradient; with `bins` (1, 1) nothing is
+    pooled. A single point along an axis lies at the middle of the box. Invalid ROIs give zeros and pass no gradient.
 
     Args:
         pyramid: features of the levels, each `[b, h_l, w_l, c]`.
@@ -85,16 +85,19 @@ def crop_and_max_pool(
     """
     boxes, level = _sanitised(boxes, levels, valid, len(pyramid))
     height, width = level_sizes(pyramid, level)
-    points = output_size[0] * bins[0], output_size[1] * bins[1]
+    grid = output_size[0] * bins[0], output_size[1] * bins[1]
     extent = jnp.asarray([canvas[1], canvas[0], canvas[1], canvas[0]], jnp.float32)
     relative = boxes / extent[None, None]
-    rows = _crop_axis(relative[..., 1], relative[..., 3], height, points[0])
-    columns = _crop_axis(relative[..., 0], relative[..., 2], width, points[1])
-    crops = _pool(_specs(pyramid), tuple(pyramid), Taps(level, valid, rows, columns))
+    rows = _crop_axis(relative[..., 1], relative[..., 3], height, grid[0])
+    columns = _crop_axis(relative[..., 0], relative[..., 2], width, grid[1])
+    crops: jax.Array = _pool(_specs(pyramid), tuple(pyramid), Taps(level, valid, rows, columns))
     grouped = crops.reshape(
         *levels.shape, output_size[0], bins[0], output_size[1], bins[1], crops.shape[-1]
     )
-    return jnp.max(grouped, axis=(3, 5))
+    points = [grouped[:, :, :, i, :, j] for i in range(bins[0]) for j in range(bins[1])]
+    # Not `jnp.max`: its gradient asks which points equal the maximum, and a compiler that computes
+    # the points twice with other rounding finds none.
+    return functools.reduce(lambda a, b: jnp.where(a >= b, a, b), points)
 
 
 def assign_levels(

@@ -1,8 +1,8 @@
 """Run a head on the smallest of a few capacities that holds what is valid.
 
 Static shapes waste work: 128 mask ROIs an image cost as much as the backbone, and most are padding.
-Valid entries come first, so a head compiled for a few capacities and chosen by the largest valid count
-of the batch gives the same results for less work.
+Valid entries come first, so a head compiled for a few capacities and chosen by the largest valid
+count of the batch gives the same results for less work.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,8 +62,8 @@ def tiered_sum(
 ) -> Float[Array, ""]:
     """`loss(params, inputs, rest)` on the smallest tier that holds `count`, and its gradient.
 
-    Differentiating a `lax.switch` keeps every branch's activations; here the forward pass of a branch
-    computes its gradient at once (the loss is a scalar, so the cotangent only scales it).
+    Differentiating a `lax.switch` keeps every branch's activations; here the forward pass of a
+    branch computes its gradient at once (the loss is a scalar, so the cotangent only scales it).
 
     Args:
         loss: a sum over rows to which rows past the valid ones add nothing.

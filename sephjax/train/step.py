@@ -1,4 +1,4 @@
-"""The train step and the predict step: pure functions of state and batch, jitted by their callers."""
+"""The train step and the predict step: pure functions, jitted by their callers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def make_train_step(
     model: Functional,
     tx: optax.GradientTransformation,
     losses: Losses,
-    frozen_names: tuple[str, ...],
+    fixed_mask: Any,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One SGD step on one batch.
 
@@ -27,7 +27,8 @@ def make_train_step(
         model: the detector.
         tx: optimizer of the trained parameters.
         losses: (outputs, size) -> `loss` and its terms.
-        frozen_names: regexes of parameters that stay as they are; their gradient is never computed.
+        fixed_mask: tree of bools like the parameters; where True they stay as they are and their
+            gradient is never computed.
 
     An image's sampling key is folded from (run key, step, index of the image in its source), so the
     result does not depend on how the batch lies on devices.
@@ -36,8 +37,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.index)
-        mask = optimizer.frozen_mask(state.params, frozen_names)
-        trained, fixed = optimizer.split_by_mask(state.params, mask)
+        trained, fixed = optimizer.split_by_mask(state.params, fixed_mask)
 
         def objective(trained: Params) -> tuple[jax.Array, tuple[dict[str, jax.Array], Params]]:
             params = optimizer.join(trained, fixed)
@@ -51,7 +51,7 @@ def make_train_step(
         grads, (terms, frozen) = jax.grad(objective, has_aux=True)(trained)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         params = optimizer.join(optax.apply_updates(trained, updates), fixed)
-        scalars = terms | {"grad_norm": optax.global_norm(grads)}
+        scalars = terms | {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, frozen, opt_state, state.key), scalars
 
     return train_step

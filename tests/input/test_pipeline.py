@@ -92,7 +92,9 @@ def test_a_flip_mirrors_the_mask_crop(coco, data):
     a, b = crops[0.0], crops[1.0]
     np.testing.assert_array_equal(a.truth.masks[..., ::-1], b.truth.masks)
     h, w = a.size[0]
-    np.testing.assert_array_equal(a.image[0, :h, :w][:, ::-1], b.image[0, :h, :w])
+    # the flip comes before the resize, whose fixed point may round the other way
+    difference = a.image[0, :h, :w][:, ::-1].astype(int) - b.image[0, :h, :w]
+    assert np.abs(difference).max() <= 1
     np.testing.assert_allclose(b.truth.boxes[0, 0, 0], w - a.truth.boxes[0, 0, 2], atol=1e-4)
 
 

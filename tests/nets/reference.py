@@ -42,7 +42,7 @@ def from_torch(rules, model, module, ignore=()):
 
 
 def draw(model, seed=0):
-    """`(params, frozen)` of a Functional: kernels of unit gain, no gamma or mean that is trivial."""
+    """Draws `(params, frozen)` of a Functional: kernels of unit gain, no trivial vector."""
     rng = np.random.default_rng(seed)
 
     def leaf(like):

@@ -125,13 +125,18 @@ def test_pyramid_agrees_with_torchvision(size):
     rules = [
         table.Rule(f"{ours}{{i}}/{kind}", f"{theirs}.{{i:-2}}.0.{name}", transform)
         for ours, theirs in (("lateral", "inner_blocks"), ("output", "layer_blocks"))
-        for kind, name, transform in (("kernel", "weight", table.CONV), ("bias", "bias", table.SAME))
+        for kind, name, transform in (
+            ("kernel", "weight", table.CONV),
+            ("bias", "bias", table.SAME),
+        )
     ]
     model = neck()
     params, frozen = reference.from_torch(rules, model, peer)
     maps = features(*size)
     out = model.apply(params, frozen, maps)
     with torch.no_grad():
-        expected = peer({k: torch.from_numpy(np.array(x)).permute(0, 3, 1, 2) for k, x in maps.items()})
+        expected = peer(
+            {k: torch.from_numpy(np.array(x)).permute(0, 3, 1, 2) for k, x in maps.items()}
+        )
     for ours, theirs in zip(out.values(), expected.values(), strict=True):
         np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), atol=1e-5)

@@ -45,7 +45,9 @@ def test_names_are_plain_strings_and_known_without_making_an_array(tower):
     assert type(params) is dict
     assert type(params["block0"]["kernel"]) is jax.ShapeDtypeStruct
     drawn = tower.init(jax.random.key(0))
-    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), drawn, (params, frozen))
+    same = jax.tree.map(
+        lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), drawn, (params, frozen)
+    )
     assert all(jax.tree.leaves(same))
 
 

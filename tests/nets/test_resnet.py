@@ -25,10 +25,19 @@ def shapes(model, height=64, width=96):
 
 def test_names_of_a_small_network_do_not_change():
     params, frozen = network(norm="bn").abstract
-    block = ["conv1/kernel", "conv2/kernel", "norm1/beta", "norm1/gamma", "norm2/beta", "norm2/gamma"]
+    block = [
+        "conv1/kernel",
+        "conv2/kernel",
+        "norm1/beta",
+        "norm1/gamma",
+        "norm2/beta",
+        "norm2/gamma",
+    ]
     shortcut = ["shortcut_conv/kernel", "shortcut_norm/beta", "shortcut_norm/gamma"]
     expected = ["stem/conv/kernel", "stem/norm/beta", "stem/norm/gamma"]
-    expected += [f"stage{s}/block{b}/{name}" for s in (1, 2, 3, 4) for b in (0, 1) for name in block]
+    expected += [
+        f"stage{s}/block{b}/{name}" for s in (1, 2, 3, 4) for b in (0, 1) for name in block
+    ]
     expected += [f"stage{s}/block0/{name}" for s in (2, 3, 4) for name in shortcut]
     assert [path for path, _ in flat_paths(params)] == sorted(expected)
     means = [path for path, _ in flat_paths(frozen) if path.endswith("/mean")]
@@ -98,15 +107,20 @@ def test_the_stride_sits_where_the_layout_says(layout):
         for c in (1, 2, 3)
         if getattr(getattr(getattr(built[0], f"stage{s}"), f"block{b}"), f"conv{c}").stride == 2
     ]
-    assert found == {
-        "slim": [("stage1", 2, "conv2"), ("stage2", 3, "conv2"), ("stage3", 5, "conv2")],
-        "msra": [("stage2", 0, "conv1"), ("stage3", 0, "conv1"), ("stage4", 0, "conv1")],
-        "torchvision": [("stage2", 0, "conv2"), ("stage3", 0, "conv2"), ("stage4", 0, "conv2")],
-    }[layout]
+    assert (
+        found
+        == {
+            "slim": [("stage1", 2, "conv2"), ("stage2", 3, "conv2"), ("stage3", 5, "conv2")],
+            "msra": [("stage2", 0, "conv1"), ("stage3", 0, "conv1"), ("stage4", 0, "conv1")],
+            "torchvision": [("stage2", 0, "conv2"), ("stage3", 0, "conv2"), ("stage4", 0, "conv2")],
+        }[layout]
+    )
 
 
 def test_slim_trains_gamma_and_beta_and_the_others_do_not():
-    names = lambda layout: {path.split("/")[-1] for path, _ in flat_paths(network(layout=layout).abstract[0])}
+    names = lambda layout: {
+        path.split("/")[-1] for path, _ in flat_paths(network(layout=layout).abstract[0])
+    }
     assert names("slim") == {"kernel", "gamma", "beta"}
     assert names("msra") == names("torchvision") == {"kernel"}
 
@@ -138,10 +152,14 @@ def test_a_picture_has_the_same_features_on_a_larger_canvas(norm, layout):
 def test_pixels_are_normalised_as_the_weights_expect():
     image = jnp.asarray([[[[255, 0, 100]]]], jnp.uint8)
     np.testing.assert_allclose(
-        resnet.normalize_image(image, "msra")[0, 0, 0], [100 - 103.939, -116.779, 255 - 123.68], atol=1e-4
+        resnet.normalize_image(image, "msra")[0, 0, 0],
+        [100 - 103.939, -116.779, 255 - 123.68],
+        atol=1e-4,
     )
     np.testing.assert_allclose(
-        resnet.normalize_image(image, "slim")[0, 0, 0], [255 - 123.68, -116.779, 100 - 103.939], atol=1e-4
+        resnet.normalize_image(image, "slim")[0, 0, 0],
+        [255 - 123.68, -116.779, 100 - 103.939],
+        atol=1e-4,
     )
     # torchvision: pixels / 255 by mean (.485, .456, .406) and std (.229, .224, .225)
     np.testing.assert_allclose(

@@ -1,6 +1,6 @@
 """nets/roi/box_head.py and mask_head.py against torchvision's heads and their own definitions."""
 
-import collections
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,9 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 
 def test_batch_norm_in_a_head_counts_valid_rois_only():
-    model = boxes(box_head.FastRCNNConvFC, conv_dims=(8,), fc_dims=(8,), conv_norm="bn", fc_norm="bn")
+    model = boxes(
+        box_head.FastRCNNConvFC, conv_dims=(8,), fc_dims=(8,), conv_norm="bn", fc_norm="bn"
+    )
     params, frozen = reference.draw(model)
     valid = jnp.asarray([True] * 4 + [False] * 2)
     padded, updated = model.apply_and_update(params, frozen, pooled(), valid, train=True)
@@ -136,6 +138,12 @@ def test_names_of_the_mask_head_do_not_change():
     assert shapes["predictor/kernel"] == (1, 1, 64, 5)
 
 
+class Abstract(NamedTuple):
+    """Stands for a part of a model where values are loaded."""
+
+    abstract: tuple
+
+
 def dense(ours, theirs, transform):
     return [
         table.Rule(f"{ours}/kernel", f"{theirs}.weight", transform),
@@ -157,18 +165,16 @@ def test_two_dense_layers_agree_with_torchvision():
         *dense("logits", "predictor.cls_score", table.LINEAR),
         *dense("deltas", "predictor.bbox_pred", table.LINEAR),
     ]
-    # here k + 1 classes stand for k, so that only the order of channels is tested
     model = boxes(box_head.FastRCNNConvFC, fc_dims=(32, 32))
-    params, frozen = model.abstract
-    assert frozen == {}
+    params = dict(model.abstract[0])
+    # torchvision has deltas for the background too
     params["deltas"] = {
         "kernel": jax.ShapeDtypeStruct((32, 24), jnp.float32),
         "bias": jax.ShapeDtypeStruct((24,), jnp.float32),
     }
-    loaded, _ = reference.from_torch(rules, collections.namedtuple("M", "abstract")((params, {})), peer)
-    for kind in ("kernel", "bias"):  # drop the background's deltas, which come first there
+    loaded, _ = reference.from_torch(rules, Abstract((params, {})), peer)
+    for kind in ("kernel", "bias"):
         loaded["deltas"][kind] = loaded["deltas"][kind][..., 4:]
-    model = boxes(box_head.FastRCNNConvFC, fc_dims=(32, 32))
     out = model.apply(loaded, {}, pooled())
     with torch.no_grad():
         x = torch.from_numpy(np.array(pooled())).permute(0, 3, 1, 2)
@@ -193,9 +199,9 @@ def test_convolutions_and_a_dense_layer_agree_with_torchvision_v2():
     ]
     options = {"conv_dims": (16, 16), "fc_dims": (32,), "conv_norm": "frozen_bn"}
     model = boxes(box_head.FastRCNNConvFC, **options)
-    heads = {name: model.abstract[0].pop(name) for name in ("logits", "deltas")}
-    params, frozen = reference.from_torch(rules, model, peer)
-    model = boxes(box_head.FastRCNNConvFC, **options)
+    heads = {name: model.abstract[0][name] for name in ("logits", "deltas")}
+    rest = {name: model.abstract[0][name] for name in ("tower", "dense")}
+    params, frozen = reference.from_torch(rules, Abstract((rest, model.abstract[1])), peer)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), heads)
     # read the 32 features through the deltas: 5 boxes of 4 show the first 20
     zeros["deltas"]["kernel"] = jnp.eye(32, 20)

@@ -1,5 +1,6 @@
 """nets/proposal/rpn.py: order of its outputs, padding, and torchvision's head."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,17 +32,19 @@ def test_anchors_run_by_level_row_column_and_then_within_the_cell():
     out = model.apply(params, frozen, maps)
     assert out.logits.shape == (2, 3 * (24 + 6))
     assert out.deltas.shape == (2, 3 * (24 + 6), 4)
-    logits = np.asarray(params["logits"]["kernel"])[0, 0]
-    deltas = np.asarray(params["deltas"]["kernel"])[0, 0]
+    params = jax.tree.map(np.array, params)
+    predict = lambda name, x: x @ params[name]["kernel"][0, 0] + params[name]["bias"]
+    found_logits, found_deltas = np.asarray(out.logits), np.asarray(out.deltas)
     n = 0
     for level in LEVELS:
-        x = np.asarray(maps[level])[1]
+        x = np.array(maps[level])[1]
+        logits, deltas = predict("logits", x), predict("deltas", x)
         for row in range(x.shape[0]):
             for column in range(x.shape[1]):
-                for anchor in range(3):
-                    assert out.logits[1, n] == pytest.approx(x[row, column] @ logits[:, anchor], abs=1e-5)
-                    expected = x[row, column] @ deltas[:, 4 * anchor : 4 * anchor + 4]
-                    np.testing.assert_allclose(out.deltas[1, n], expected, atol=1e-5)
+                for a in range(3):
+                    assert found_logits[1, n] == pytest.approx(logits[row, column, a], abs=1e-5)
+                    expected = deltas[row, column, 4 * a : 4 * a + 4]
+                    np.testing.assert_allclose(found_deltas[1, n], expected, atol=1e-5)
                     n += 1
 
 
@@ -54,7 +57,9 @@ def test_outputs_are_float32_whatever_the_compute_type():
 
 def test_a_norm_of_its_own_for_each_level_leaves_the_convolution_shared():
     params, _ = head(norm="evonorm_s0", norm_levels=LEVELS).abstract
-    expected = [f"{name}/{kind}" for name in ("conv0", "deltas", "logits") for kind in ("bias", "kernel")]
+    expected = [
+        f"{name}/{kind}" for name in ("conv0", "deltas", "logits") for kind in ("bias", "kernel")
+    ]
     expected += [f"norm0_{level}/{kind}" for level in LEVELS for kind in ("beta", "gamma", "v")]
     assert [path for path, _ in flat_paths(params)] == sorted(expected)
     model = head(norm="evonorm_s0", norm_levels=LEVELS, init="xavier_uniform")
@@ -94,7 +99,10 @@ def test_head_agrees_with_torchvision():
     rules = [
         table.Rule(f"{ours}/{kind}", f"{theirs}.{name}", transform)
         for ours, theirs in names.items()
-        for kind, name, transform in (("kernel", "weight", table.CONV), ("bias", "bias", table.SAME))
+        for kind, name, transform in (
+            ("kernel", "weight", table.CONV),
+            ("bias", "bias", table.SAME),
+        )
     ]
     model = head(convs=2)
     params, frozen = reference.from_torch(rules, model, peer)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from sephjax.ops import boxes as box_ops
 from sephjax.ops import nms as nms_ops
@@ -33,9 +33,9 @@ def _best_of_level(
 
 
 def joint(levels: Sequence[Ranked], *, nms: float, count: int) -> Proposals:
-    """NMS within each level, then the `count` best of all levels (detectron2, torchvision); one image."""
+    """NMS by level, then the `count` best of all (detectron2, torchvision); one image."""
     boxes, scores, valid = (jnp.concatenate(part) for part in zip(*levels, strict=True))
-    level = jnp.concatenate([jnp.full(l[1].shape, i, jnp.int32) for i, l in enumerate(levels)])
+    level = jnp.concatenate([jnp.full(row[1].shape, i, jnp.int32) for i, row in enumerate(levels)])
     kept, present = nms_ops.nms(
         boxes, scores, valid, threshold=nms, max_output=min(count, boxes.shape[0]), classes=level
     )
@@ -50,7 +50,7 @@ def per_level(
     exactly: bool,
     logit_floor: float | None,
 ) -> Proposals:
-    """A quota for every level, levels one after another without joint ranking (EXPERIMENTS 3.6); one image.
+    """A quota for every level, one after another, not ranked jointly (EXPERIMENTS 3.6); one image.
 
     Args:
         levels: ranked boxes, fine to coarse.
@@ -76,7 +76,7 @@ def per_level(
 
 def valid_first(proposals: Proposals) -> Proposals:
     """The same proposals of one image with the valid ones in front, order kept."""
-    order: Int[Array, "n"] = jnp.argsort(~proposals.valid, stable=True)
+    order = jnp.argsort(~proposals.valid, stable=True)
     return jax.tree.map(lambda leaf: leaf[order], proposals)
 
 
@@ -97,6 +97,4 @@ def rank_levels(
 ) -> list[Ranked]:
     """`_best_of_level` for every level of one image."""
     rows = zip(logits, deltas, anchors, inside, counts, strict=True)
-    return [
-        _best_of_level(l, d, a, i, size, count=count, weights=weights) for l, d, a, i, count in rows
-    ]
+    return [_best_of_level(*parts, size, count=count, weights=weights) for *parts, count in rows]

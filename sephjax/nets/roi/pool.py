@@ -19,8 +19,8 @@ class Pooler:
         strides: pixels a cell of each.
         canonical: size (pixels) and level of a standard ROI, and where the rule's eps stands.
         lowest: number of the finest level (2 for p2).
-        kind: `{"name": "roi_align", "sampling_ratio", "aligned"}`, or `{"name": "crop_max", "bins"}`,
-            the series' crop with a 2x2 maximum.
+        kind: `{"name": "roi_align", "sampling_ratio", "aligned"}`, or the series' crop with a 2x2
+            maximum, `{"name": "crop_max", "bins"}`.
     """
 
     levels: tuple[str, ...]
