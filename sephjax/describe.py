@@ -88,8 +88,8 @@ def describe(config: ConfigDict) -> None:
     console.print(f"parameters  {total:.2f} M at {CLASSES} classes: {parts}")
     for what, (height, width, spent) in costs(config, model).items():
         console.print(
-            f"{what:<11} {spent.flops / 1e9:.1f} GFLOP, {spent.bytes / 2**20:.0f} MiB of convolution and "
-            f"matmul outputs, an image on {height}x{width}"
+            f"{what:<11} {spent.flops / 1e9:.1f} GFLOP, {spent.bytes / 2**20:.0f} MiB of convolution "
+            f"and matmul outputs, an image on {height}x{width}"
         )
 
 
@@ -122,7 +122,7 @@ def costs(config: ConfigDict, model: Functional) -> dict[str, tuple[int, int, Co
     found = {}
     for what, view in (("train", config.data.train), ("predict", config.data.eval)):
         sizes = view.short_sides, view.long_side, view.aspects, config.data.size_multiple
-        height, width = max(buckets.canvases(*sizes), key=lambda canvas: canvas[1])
+        height, width = buckets.canvases(*sizes)[0]  # the smallest landscape one
         batch = _abstract_batch(height, width, config.mask.enabled)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
         if what == "train":

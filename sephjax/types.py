@@ -1,8 +1,8 @@
 """The data that flows between the parts: frozen dataclasses that JAX treats as pytrees.
 
 Axis letters: `b` image, `n` anchors or proposals, `m` ground truths, `r` sampled ROIs, `d`
-detections, `k` classes. Boxes are float32 `(x1, y1, x2, y2)` in pixels of the padded network input, continuous
-edges. Labels are int32 `0..k-1`; background is `k`. A set of things has a fixed size and a bool
+detections, `k` classes. Boxes are float32 `(x1, y1, x2, y2)` in pixels of the padded network input,
+continuous edges. Labels are int32 `0..k-1`; background is `k`. A set of things has a fixed size and a bool
 `valid`; what is not valid holds finite numbers without meaning.
 """
 
@@ -68,7 +68,7 @@ class Proposals:
 
 @pytree
 class RpnOutputs:
-    """Raw RPN outputs of all anchors: levels fine to coarse, cells row-major, then a cell's anchors."""
+    """Raw RPN outputs of all anchors: levels fine to coarse, cells row-major, then anchors."""
 
     logits: Array  # float32 [b, n]
     deltas: Array  # float32 [b, n, 4]

@@ -31,9 +31,9 @@ def shared_data(shared: pathlib.Path) -> pathlib.Path:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """With SEPHJAX_NO_SKIP (CI) a skipped test fails the run: nothing passes by not running."""
+    """With SEPHJAX_NO_SKIP (CI) a skipped test fails the run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = len(reporter.stats.get("skipped", [])) if reporter else 0
     if os.environ.get("SEPHJAX_NO_SKIP") and skipped and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        reporter.write_line(f"{skipped} tests were skipped, which SEPHJAX_NO_SKIP forbids", red=True)
+        reporter.write_line(f"{skipped} skipped: SEPHJAX_NO_SKIP forbids it", red=True)

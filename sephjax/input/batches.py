@@ -39,7 +39,7 @@ def to_batch(arrays: dict[str, np.ndarray]) -> types.Batch:
         arrays["boxes"], arrays["labels"], arrays["object_valid"], arrays.get("masks")
     )
     names = ("image", "size", "original", "index", "valid")
-    return types.Batch(*(arrays[name] for name in names), truth=truth)
+    return types.Batch(**{name: arrays[name] for name in names}, truth=truth)
 
 
 def blank(rows: int, canvas: Canvas, objects: int, *, masks: bool) -> dict[str, np.ndarray]:

@@ -1,13 +1,17 @@
 """Annotations of a whole set in a few flat arrays: small, and quick to hand to a worker."""
 
 import dataclasses
+import functools
 import itertools
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sephjax.input.objects import Objects, Segmentation
+
+SHARED = 2**24  # bytes of polygons from which on workers map a file instead of copying
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,26 @@ class Table:
     point_start: np.ndarray  # int64 [rings + 1]: numbers of a ring
     points: np.ndarray  # float64, x and y by turns
     rles: dict[int, dict[str, Any]]  # by row
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Polygons are nearly all of it (0.3 GB for COCO). Workers map one file of them, which lasts
+        # as long as this table does: what is pickled is for processes started by this one.
+        state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.points.nbytes >= SHARED:
+            state["points"] = self._points_file.name
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["points"], str):
+            state = {**state, "points": np.load(state["points"], mmap_mode="r")}
+        self.__dict__.update(state)
+
+    @functools.cached_property
+    def _points_file(self) -> Any:
+        file = tempfile.NamedTemporaryFile(prefix="sephjax_", suffix=".npy")  # noqa: SIM115
+        np.save(file, self.points)
+        file.flush()
+        return file
 
     def objects(self, i: int) -> Objects:
         """The annotations of image `i`."""

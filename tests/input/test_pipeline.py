@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sephjax.errors import UserError
+from sephjax.input import table
 from sephjax.input.batches import frame_of
 from sephjax.input.coco import open_coco
 from sephjax.input.pipeline import eval_batches, image_batch, train_batches
@@ -204,10 +205,13 @@ def test_box_only_batches_have_no_masks(drawn):
 
 
 @pytest.mark.data
-def test_a_coco_source_survives_pickling(tiny):
+@pytest.mark.parametrize("shared_from", [0, table.SHARED])
+def test_a_coco_source_survives_pickling(tiny, monkeypatch, shared_from):
+    monkeypatch.setattr(table, "SHARED", shared_from)
     config = tiny(6)
     source = open_source(config, train=True)
     copy = pickle.loads(pickle.dumps(source))
+    assert isinstance(copy.table.points, np.memmap) == (shared_from == 0)
     assert copy.ground_truth() == source.ground_truth()
     np.testing.assert_array_equal(copy.example(2).image, source.example(2).image)
 
