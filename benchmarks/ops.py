@@ -41,7 +41,9 @@ def works() -> list[Work]:
     for size in (7, 14):
         for backward in (False, True):
             what = "forward + backward" if backward else "forward"
-            sides = [functools.partial(f, size, backward) for f in (_our_align, _their_align)]
+            sides = [
+                functools.partial(f, size, backward=backward) for f in (_our_align, _their_align)
+            ]
             found.append(Work(f"ROIAlign {size}x{size} {what}", *sides))
     for kind in ("spread", "clustered"):
         for n in (1000, 4000, 6000):
@@ -116,7 +118,7 @@ def _compiled(function, *arguments) -> timing.Side:
     return timing.Side(lambda: jax.block_until_ready(compiled(*arguments)), seconds)
 
 
-def _our_align(size: int, backward: bool) -> timing.Side:
+def _our_align(size: int, *, backward: bool) -> timing.Side:
     features, boxes, levels, cotangent = roi_inputs(size)
     arrays = [jnp.asarray(f) for f in features], jnp.asarray(boxes), jnp.asarray(levels)
     del features
@@ -132,7 +134,7 @@ def _our_align(size: int, backward: bool) -> timing.Side:
     return _compiled(align, *arrays, valid)
 
 
-def _their_align(size: int, backward: bool) -> timing.Side:
+def _their_align(size: int, *, backward: bool) -> timing.Side:
     import torch
     from torchvision.ops import roi_align
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import resource
 import statistics
 import subprocess
@@ -67,13 +68,16 @@ def _once(run: Run) -> tuple[float, float]:
 
 
 def peak_gb() -> float:
-    """The greatest resident memory of this process so far, in GB."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / (1e9 if sys.platform == "darwin" else 1e6)
+    """The greatest resident memory of this process so far, in GB (10^9 bytes)."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss of a child begins at that of its parent
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def peak_of(module: str, *arguments: str) -> float:
-    """The peak memory of `python -m module arguments`, which prints `json.dumps(peak_gb())` last."""
+    """The peak memory of `python -m module arguments`, whose last line is that of `peak_gb`."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout.splitlines()[-1]))

@@ -64,11 +64,11 @@ def place_image(
     arrays: dict[str, np.ndarray], row: int, image: np.ndarray, short: int, frame: Frame
 ) -> None:
     """Resizes a picture into a row of a blank batch."""
-    original = image.shape[:2]
-    shape = transforms.resized_shape(*original, short, frame.long_side, frame.resize)
-    transforms.resize_onto(arrays["image"][row], image, *shape)
-    arrays["size"][row] = shape
-    arrays["original"][row] = original
+    h, w = image.shape[:2]
+    new_h, new_w = transforms.resized_shape(h, w, short, frame.long_side, frame.resize)
+    transforms.resize_onto(arrays["image"][row], image, new_h, new_w)
+    arrays["size"][row] = new_h, new_w
+    arrays["original"][row] = h, w
     arrays["valid"][row] = True
 
 

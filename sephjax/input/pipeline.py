@@ -4,6 +4,7 @@ The same batches come out whatever the number of threads, workers, hosts and dev
 function of its number alone, and Grain only decides who computes it and when.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -34,7 +35,9 @@ class TrainPipeline:
         self.buckets: list[Canvas] = list(make.buckets)  # those that hold pictures
         self._source, self._make, self._data, self._steps = source, make, data, steps
         self._step = 0
-        self._ahead: Iterator[Prepared] | None = None
+        # At most one iterator, closed and let go at exit while Grain's modules are still whole.
+        self._ahead: list[Iterator[Prepared]] = []
+        weakref.finalize(self, _close, self._ahead)
         self._known: set[int] = set()
 
     def __iter__(self) -> "TrainPipeline":
@@ -42,9 +45,9 @@ class TrainPipeline:
 
     def __next__(self) -> tuple[types.Batch, dict[str, int]]:
         """The next batch, and how many pictures and objects could not be used."""
-        if self._ahead is None:
-            self._ahead = _read_ahead(self._make, self._step, self._steps, self._data)
-        prepared = next(self._ahead)
+        if not self._ahead:
+            self._ahead.append(_read_ahead(self._make, self._step, self._steps, self._data))
+        prepared = next(self._ahead[0])
         self._step += 1
         _log_unreadable(prepared, self._source, self._known)
         dropped = {
@@ -65,7 +68,6 @@ class TrainPipeline:
     def close(self) -> None:
         """Ends reading ahead."""
         _close(self._ahead)
-        self._ahead = None
 
 
 def train_batches(
@@ -126,9 +128,9 @@ class EvalPipeline:
         return len(self._make.plan)
 
     def __iter__(self) -> Iterator[types.Batch]:
-        ahead = _read_ahead(self._make, 0, len(self), self._data)
+        ahead = [_read_ahead(self._make, 0, len(self), self._data)]
         try:
-            for prepared in ahead:
+            for prepared in ahead[0]:
                 _log_unreadable(prepared, self._source, self.unreadable)
                 yield to_batch(prepared.arrays)
         finally:
@@ -228,9 +230,9 @@ def _read_ahead(
     return iter(dataset)
 
 
-def _close(ahead: Any) -> None:
-    if ahead is not None and hasattr(ahead, "close"):
-        ahead.close()
+def _close(iterators: list[Any]) -> None:
+    while iterators:
+        iterators.pop().close()
 
 
 def _log_unreadable(prepared: Prepared, source: Source, known: set[int]) -> None:

@@ -123,7 +123,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(initializer(init)(rngs.params(), shape, jnp.float32))
         self.bias: Any = nnx.Param(jnp.zeros((features,), jnp.float32)) if bias else None
         self.stride = stride
-        self.padding = padding
+        self.padding: Padding = padding
 
     def __call__(
         self, x: Float[Array, "b h w c"], valid: Bool[Array, "b h w"] | None = None

@@ -26,6 +26,9 @@ Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 # With fewer input channels than this, one tap is too thin a product: all taps share one.
 _THIN = 32
 
+# Pixels of one product of a gradient: few enough for the cache, enough to run at full speed.
+_CHUNK = 1024
+
 
 def conv2d(
     x: Float[Array, "b h w c"],
@@ -145,11 +148,31 @@ def _cpu_kernel_gradient(x: Array, kernel: Array, dy: Array, stride: int, pads: 
 
 
 def _product_over_rows(x: Array, dy: Array) -> Array:
-    """`x^T @ dy` over all pixels; the smaller of the two is the one that is transposed."""
+    """`x^T @ dy` over all pixels, a chunk at a time; the narrower of the two is transposed.
+
+    The loop makes XLA keep `x` and `dy` in memory as they are (it would compute the chain of layers
+    that led to `x` again inside the transpose), and a chunk stays in the cache.
+    """
+    chunks = _chunks(x.shape[0] * x.shape[1], x.shape[2])
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    if x.shape[1] <= dy.shape[1]:
-        return lax.optimization_barrier(x.T) @ dy
-    return lax.optimization_barrier(lax.optimization_barrier(dy.T) @ x).T
+    narrow, wide = (x, dy) if x.shape[1] <= dy.shape[1] else (dy, x)
+    size = x.shape[0] // chunks
+
+    def add_chunk(total: Array, chunk: Array) -> tuple[Array, None]:
+        left, right = (lax.dynamic_slice_in_dim(a, chunk * size, size) for a in (narrow, wide))
+        left = lax.optimization_barrier(left.T)
+        return total + jnp.matmul(left, right, preferred_element_type=jnp.float32), None
+
+    total = jnp.zeros((narrow.shape[1], wide.shape[1]), jnp.float32)
+    total, _ = lax.scan(add_chunk, total, jnp.arange(chunks, dtype=jnp.int32))
+    return (total if narrow is x else total.T).astype(x.dtype)
+
+
+def _chunks(rows: int, width: int) -> int:
+    """Into how many chunks of whole rows, about `_CHUNK` pixels each, the rows can be cut."""
+    wanted = max(1, rows * width // _CHUNK)
+    count = next(n for n in range(wanted, rows + 1) if rows % n == 0) if wanted <= rows else 1
+    return count if rows // count * width >= _CHUNK // 2 else 1
 
 
 def _cpu_input_gradient(x: Array, kernel: Array, dy: Array, stride: int, pads: Pads) -> Array:

@@ -72,7 +72,8 @@ def crop_and_max_pool(
     A box is sampled at `output_size * bins` points whose first and last lie on its edges, at
     `relative coordinate * (cells - 1)`; a point outside the map reads 0. Each group of `bins`
     points gives its maximum, and the first maximum its gradient; with `bins` (1, 1) nothing is
-    pooled. A single point along an axis lies at the middle of the box. Invalid ROIs give zeros and pass no gradient.
+    pooled. A single point along an axis lies at the middle of the box. Invalid ROIs give zeros
+    and pass no gradient.
 
     Args:
         pyramid: features of the levels, each `[b, h_l, w_l, c]`.

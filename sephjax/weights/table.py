@@ -1,4 +1,4 @@
-"""Weights are ported by table: pairs of name patterns, read in either direction.
+"""Weights are ported by table: pairs of name patterns, one table for loading and for saving.
 
 A pattern is a name in which `{stage}` stands for a number; the same word on the other side is the
 same number. `{stage:+1}` writes it one higher, `{block:a}` as a letter (0 is a), `{conv:a1}` as a
@@ -140,7 +140,7 @@ def load(
     arrays: Arrays = {}
     used, missing, problems = [], [], []
     for path in sorted(ours):
-        pairs = _translations(rules, path, to_theirs=True)
+        pairs = _translations(rules, path)
         name = pairs[0][0] if len(pairs) == 1 else None
         if len(pairs) > 1:
             problems.append(f"ambiguous: {path} is claimed by {[name for name, _ in pairs]}")
@@ -173,7 +173,7 @@ def save(rules: Sequence[Rule], ours: Mapping[str, Any]) -> Arrays:
     arrays: Arrays = {}
     problems = []
     for path in sorted(ours):
-        pairs = _translations(rules, path, to_theirs=True)
+        pairs = _translations(rules, path)
         if len(pairs) != 1 or pairs[0][0] in arrays:
             problems.append(f"{path}: {[name for name, _ in pairs] or 'no rule'}")
         else:
@@ -193,16 +193,13 @@ def _unmatched(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [name for name in names if not any(re.search(p, name) for p in patterns)]
 
 
-def _translations(
-    rules: Sequence[Rule], name: str, *, to_theirs: bool
-) -> list[tuple[str, Transform]]:
-    """What each rule that fits `name` calls it on the other side."""
+def _translations(rules: Sequence[Rule], path: str) -> list[tuple[str, Transform]]:
+    """What each rule that fits our `path` calls it on the other side."""
     found = []
     for rule in rules:
-        here, there = (rule.ours, rule.theirs) if to_theirs else (rule.theirs, rule.ours)
-        numbers = _parse(here, name)
+        numbers = _parse(rule.ours, path)
         if numbers is not None:
-            found.append((_write(there, numbers), rule.transform))
+            found.append((_write(rule.theirs, numbers), rule.transform))
     return found
 
 

@@ -229,10 +229,7 @@ class ResNet(nnx.Module):
     @property
     def channels(self) -> dict[str, int]:
         """Width of each map."""
-        first, second, third, fourth = self.outputs
-        last_unit = LAYOUTS[self.layout].stride_in_last_unit
-        taps = (first, first, second, fourth) if last_unit else (first, second, third, fourth)
-        return dict(zip(("c2", "c3", "c4", "c5"), taps, strict=True))
+        return {level: self.outputs[stage - 1] for level, (stage, _) in self._taps().items()}
 
     @property
     def strides(self) -> dict[str, int]:
@@ -254,32 +251,35 @@ class ResNet(nnx.Module):
             train: Whether `bn` uses and moves its statistics.
         """
         x, stride = self._stem(image, size, train=train), 4
-        taps = []
+        maps = {}
         for i in range(1, 5):
             stage = getattr(self, f"stage{i}")
             for j, step in enumerate(stage.strides):
-                if j == len(stage.strides) - 1:
-                    before = x
-                masks = (_mask(x, size, stride), _mask(x[:, ::step, ::step], size, stride * step))
+                height, width = x.shape[1:3]
+                shape = (-(-height // step), -(-width // step))
+                masks = (_mask((height, width), size, stride), _mask(shape, size, stride * step))
                 x = getattr(stage, f"block{j}")(x, masks, train=train)
                 stride *= step
-            taps.append(x)
-            if i == 1:
-                early = before
+                maps[i, j] = x
+        return {level: maps[unit] for level, unit in self._taps().items()}
+
+    def _taps(self) -> dict[str, tuple[int, int]]:
+        """Stage and unit of each map."""
+        last = [(i, len(getattr(self, f"stage{i}").strides) - 1) for i in range(1, 5)]
         if LAYOUTS[self.layout].stride_in_last_unit:
-            taps = [early, taps[0], taps[1], taps[3]]
-        return dict(zip(("c2", "c3", "c4", "c5"), taps, strict=True))
+            last = [(1, last[0][1] - 1), last[0], last[1], last[3]]
+        return dict(zip(("c2", "c3", "c4", "c5"), last, strict=True))
 
     def _stem(
         self, image: Float[Array, "b h w 3"], size: Int[Array, "b 2"] | None, *, train: bool
     ) -> Float[Array, "b _h _w _c"]:
-        x = self.stem.conv(image, _mask(image, size, 1))
-        valid = _mask(x, size, 2)
+        x = self.stem.conv(image, _mask(image.shape[1:3], size, 1))
+        valid = _mask(x.shape[1:3], size, 2)
         x = layers.act(self.stem.norm(x, valid, train=train), self.stem.norm)
         return layers.max_pool_3x3(x, valid, LAYOUTS[self.layout].pool_padding)
 
 
 def _mask(
-    x: Float[Array, "b h w _c"], size: Int[Array, "b 2"] | None, stride: int
+    shape: tuple[int, ...], size: Int[Array, "b 2"] | None, stride: int
 ) -> Bool[Array, "b h w"] | None:
-    return None if size is None else layers.valid_mask(size, (x.shape[1], x.shape[2]), stride)
+    return None if size is None else layers.valid_mask(size, (shape[0], shape[1]), stride)

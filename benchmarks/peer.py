@@ -1,0 +1,95 @@
+"""torchvision's Mask R-CNN with random weights that behave like trained ones.
+
+Fresh weights find nothing, or find everything: either makes a comparison of whole models unfair.
+Here each predictor is shifted and scaled, on one picture, until its outputs have the spread of a
+trained model's, and the bias of the background class is set so that a wanted number of detections
+is left.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models import resnet50
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+CLASSES = 91  # with background
+
+
+def mask_rcnn(height: int, width: int, *, seed: int = 0) -> MaskRCNN:
+    """`maskrcnn_resnet50_fpn` as it is with pretrained weights, for pictures of one size.
+
+    Asked for without weights, torchvision's own constructor takes trainable batch norm and freezes
+    nothing. Stem and layer1 are frozen here; the resize does nothing.
+    """
+    torch.manual_seed(seed)
+    backbone = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    _vary_norms(backbone)
+    short, long = sorted((height, width))
+    body = _resnet_fpn_extractor(backbone, 3)
+    return MaskRCNN(body, CLASSES, min_size=short, max_size=long)
+
+
+def tensor(image: np.ndarray) -> torch.Tensor:
+    """An RGB uint8 picture [h, w, 3] as torchvision takes it."""
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+
+@torch.no_grad()
+def settle(model: MaskRCNN, image: np.ndarray, *, detections: int) -> int:
+    """Gives the predictors a trained model's spread on `image`.
+
+    Returns the number of detections on it, the nearest to `detections` that a bias of the
+    background class can give.
+    """
+    model.eval()
+    images, _ = model.transform([tensor(image)])
+    features = model.backbone(images.tensors)
+    head, heads = model.rpn.head, model.roi_heads
+    outputs = [torch.cat([x.flatten(2)[0].T for x in part]) for part in head([*features.values()])]
+    _spread(head.cls_logits, outputs[0], 3.0)
+    _spread(head.bbox_pred, outputs[1], 0.2)
+    proposals, _ = model.rpn(images, features)
+    pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
+    predictor = heads.box_predictor
+    logits, deltas = predictor(pooled)
+    _spread(predictor.cls_score, logits, 2.0)
+    _spread(predictor.bbox_pred, deltas, 0.5)
+    logits, deltas = predictor(pooled)
+
+    def found(bias: float) -> tuple[torch.Tensor, torch.Tensor]:
+        shifted = logits.clone()
+        shifted[:, 0] += bias
+        args = shifted, deltas, proposals, images.image_sizes
+        boxes, _, labels = heads.postprocess_detections(*args)
+        return boxes[0], labels[0]
+
+    low, high = -20.0, 40.0
+    for _ in range(16):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if len(found(middle)[0]) > detections else (low, middle)
+    predictor.cls_score.bias[0] += high
+    boxes, _ = found(high)
+    pooled = heads.mask_roi_pool(features, [boxes], images.image_sizes)
+    masks = heads.mask_predictor(heads.mask_head(pooled))
+    _spread(heads.mask_predictor.mask_fcn_logits, masks.transpose(0, 1).flatten(1).T, 3.0)
+    return len(boxes)
+
+
+def _vary_norms(backbone: nn.Module) -> None:
+    """Statistics that no norm shares, around values that keep the activations in range."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            closes_block = name.endswith("bn3")
+            module.weight.uniform_(*((0.2, 0.4) if closes_block else (0.7, 1.3)))
+            module.bias.normal_(0.0, 0.1)
+            module.running_mean.normal_(0.0, 0.1)
+            module.running_var.uniform_(0.7, 1.3)
+
+
+def _spread(layer: nn.Linear | nn.Conv2d, outputs: torch.Tensor, std: float) -> None:
+    """Centres a layer's outputs [n, o] and gives them a standard deviation."""
+    scale = std / float(outputs.std(dim=0).mean())
+    layer.bias.copy_((layer.bias - outputs.mean(dim=0)) * scale)
+    layer.weight.mul_(scale)
