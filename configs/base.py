@@ -135,7 +135,7 @@ def anchors() -> ConfigDict:
             "ratio_is": "height_over_width",  # height_over_width | width_over_height
             "rounded": False,  # torchvision rounds its cell anchors
             "offset": 0.0,  # of the first centre, in cells
-            "stride": "nominal",  # nominal (4, 8, ...) | feature (canvas size / feature size)
+            "stride": "nominal",  # nominal (4, 8, ...) | feature (canvas size / feature size) | feature_floor
         }
     )
 

@@ -22,8 +22,7 @@ ROWS = {
         "MSRA weights: stride in the first 1x1, BGR",
         {
             "backbone.layout": "msra",
-            "backbone.norm_eps": 1e-3,  # Keras' batch norm; 0 would mean the layout's own
-            "init.format": "keras",
+                "init.format": "keras",
         },
     ),
     "torchvision": Row(
@@ -32,6 +31,7 @@ ROWS = {
         {
             "mask_padding": False,
             "anchors.rounded": True,
+            "anchors.stride": "feature_floor",
             "rpn": {  # normalizer, beta and the numbers of proposals differ
                 "convs": 1,
                 "norm": "none",

@@ -47,9 +47,10 @@ INITIALIZERS = {  # of the neck, the RPN, the box head's towers and its predicto
         "logits": ("normal", 0.01),
         "deltas": ("normal", 0.001),
         "mask_head": "msra",
+        "mask": ("normal", 0.001),
     },
     "xavier": dict.fromkeys(
-        ("fpn", "rpn", "box_head", "logits", "deltas", "mask_head"), "xavier_uniform"
+        ("fpn", "rpn", "box_head", "logits", "deltas", "mask_head", "mask"), "xavier_uniform"
     ),
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -134,6 +135,7 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
             norm=config.mask.norm,
             deconv_norm=config.mask.deconv_norm,
             init=inits["mask_head"],
+            predictor_init=inits["mask"],
             rngs=rngs,
         )
     return networks
@@ -200,7 +202,8 @@ def _anchors(config: ConfigDict) -> Callable[..., tuple[Any, ...]]:
         for size in values.sizes
     )
     nominal = tuple(2 ** int(name[1:]) for name in levels)
-    strides = "feature" if values.stride == "feature" else nominal
+    menu = {"nominal": nominal, "feature": "feature", "feature_floor": "feature_floor"}
+    strides = choose(menu, values.stride, "anchors.stride")
 
     def pyramid(canvas: tuple[int, int], shapes: tuple[tuple[int, int], ...]) -> tuple[Any, ...]:
         return anchor_ops.pyramid_anchors(

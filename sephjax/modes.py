@@ -66,7 +66,7 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
 
     def init() -> TrainState:
         weights_key, run_key = jax.random.split(jax.random.key(config.seed))
-        return state_of(*_initial_weights(config, model, weights_key), run_key)
+        return state_of(*_initial_weights(config, model, weights_key, workdir), run_key)
 
     return Setup(
         config=config,
@@ -88,7 +88,9 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
     )
 
 
-def _initial_weights(config: ConfigDict, model: Functional, key: Any) -> tuple[Params, Params]:
+def _initial_weights(
+    config: ConfigDict, model: Functional, key: Any, workdir: pathlib.Path
+) -> tuple[Params, Params]:
     params, frozen = jax.jit(model.init)(key)
     if config.init.format == "keras":
         loaded = keras.load_keras_resnet50(
@@ -99,10 +101,16 @@ def _initial_weights(config: ConfigDict, model: Functional, key: Any) -> tuple[P
             config.backbone.depth,
         )
         params["backbone"], frozen["backbone"], report = loaded
-        print(report)
+        _tell_weights(report, config, workdir)
     elif config.init.format != "none":
         raise UserError(f"init.format is {config.init.format!r}; use 'none' or 'keras'.")
     return params, frozen
+
+
+def _tell_weights(report: Any, config: ConfigDict, workdir: pathlib.Path) -> None:
+    if jax.process_index() == 0:
+        (workdir / "weights.txt").write_text(f"{report}\n")
+        print(f"weights of {config.init.path}: {report.summary()}; each in {workdir}/weights.txt")
 
 
 def _check(config: ConfigDict) -> None:
@@ -115,7 +123,7 @@ def _check(config: ConfigDict) -> None:
 
 
 def _open(config: ConfigDict, *, train: bool) -> Source:
-    source = sources.open_source(config.data, train=train, seed=config.seed)
+    source = sources.open_source(config.data, train=train)
     if config.mask.enabled:
         sources.require_masks(source)
     split = "train" if train else "eval"

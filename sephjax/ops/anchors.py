@@ -71,7 +71,7 @@ def pyramid_anchors(
     canvas: Shape,
     shapes: tuple[Shape, ...],
     cells: tuple[Float[Array | np.ndarray, "_ 4"], ...],
-    strides: tuple[Real, ...] | Literal["feature"],
+    strides: tuple[Real, ...] | Literal["feature", "feature_floor"],
     offset: Real,
 ) -> tuple[Float[Array, "_ 4"], ...]:
     """The anchors of every level, fine to coarse.
@@ -82,7 +82,8 @@ def pyramid_anchors(
       cells: Anchors of one cell of each level.
       strides: Stride of each level in pixels, the same down and across; or "feature" for canvas
         divided by feature map, which differs from the nominal stride where the canvas is no
-        multiple of it (the published series).
+        multiple of it (the published series); or "feature_floor" for that quotient rounded down, as
+        torchvision has it.
       offset: As in `grid_anchors`.
 
     Raises:
@@ -90,6 +91,8 @@ def pyramid_anchors(
     """
     if strides == "feature":
         pairs = tuple((canvas[0] / height, canvas[1] / width) for height, width in shapes)
+    elif strides == "feature_floor":
+        pairs = tuple((canvas[0] // height, canvas[1] // width) for height, width in shapes)
     else:
         pairs = tuple((float(stride), float(stride)) for stride in strides)
     return tuple(

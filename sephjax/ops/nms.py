@@ -142,7 +142,13 @@ def _survivors(ranked: _Ranked, threshold: float, count: int):
         return (number < count) & (i < n)
 
     first = _next_alive(ranked.alive, jnp.int32(0))
-    start = (jnp.int32(0), first, ranked.alive, jnp.ones(n), jnp.zeros(n, bool))
+    start = (
+        jnp.int32(0),
+        first,
+        ranked.alive,
+        jnp.ones_like(ranked.area),
+        jnp.zeros_like(ranked.alive),
+    )
     number, _, _, decay, kept = lax.while_loop(more, take, start)
     return kept, decay, number
 

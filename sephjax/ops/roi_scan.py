@@ -20,7 +20,7 @@ def pool(pyramid: Sequence[jax.Array], taps: Taps) -> jax.Array:
     images, n, height, _ = taps.rows.cell.shape
     width, channels = taps.columns.cell.shape[2], pyramid[0].shape[-1]
     order, edges = _by_level(taps, len(pyramid))
-    output = jnp.zeros((images * n, height, width, channels), jnp.float32)
+    output = _zeros((images * n, height, width, channels), taps)
     for level, features in enumerate(pyramid):
         table = features.reshape(-1, channels)
 
@@ -52,10 +52,15 @@ def spread(
             update = cotangent[roi].astype(jnp.float32)[None] * weight
             return gradient.at[jnp.stack(cells)].add(update, mode="promise_in_bounds")
 
-        start = jnp.zeros((shape[0] * shape[1] * shape[2], shape[3]), jnp.float32)
+        start = _zeros((shape[0] * shape[1] * shape[2], shape[3]), taps)
         total = lax.fori_loop(edges[level], edges[level + 1], add, start)
         gradients.append(total.reshape(shape))
     return tuple(gradients)
+
+
+def _zeros(shape: tuple[int, ...], taps: Taps) -> jax.Array:
+    """Zeros that begin a loop; made from an input, so that they vary over devices as it does."""
+    return jnp.broadcast_to(jnp.zeros_like(taps.level[0, 0], jnp.float32), shape)
 
 
 def _by_level(taps: Taps, levels: int) -> tuple[jax.Array, jax.Array]:

@@ -85,8 +85,15 @@ class LoadReport(NamedTuple):
         rows = [*self.used, *((path, "-") for path in self.missing)]
         rows += [("-", name) for name in self.unused]
         width = max((len(ours) for ours, _ in rows), default=0)
-        counts = f"{len(self.used)} used, {len(self.unused)} unused, {len(self.missing)} missing"
-        return "\n".join([f"{ours:<{width}}  {theirs}" for ours, theirs in rows] + [counts])
+        return "\n".join([f"{ours:<{width}}  {theirs}" for ours, theirs in rows] + [self.summary()])
+
+    def summary(self) -> str:
+        """The three counts, and the names of what was not used or missing."""
+        named = lambda names: f" ({', '.join(names)})" if names else ""
+        return (
+            f"{len(self.used)} used, {len(self.unused)} unused{named(self.unused)}, "
+            f"{len(self.missing)} missing{named(self.missing)}"
+        )
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from sephjax.ops import nms as nms_ops
 from sephjax.types import Proposals
 
 Weights = tuple[float, float, float, float]
-Ranked = tuple[Float[Array, "k 4"], Float[Array, "k"], Bool[Array, "k"]]
+# Anonymous axes: the levels of a pyramid have different numbers.
+Ranked = tuple[Float[Array, "_ 4"], Float[Array, "_"], Bool[Array, "_"]]
 
 
 def _best_of_level(

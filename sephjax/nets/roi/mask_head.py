@@ -24,6 +24,7 @@ class MaskHead(nnx.Module):
         norm: str | norms.NormFactory = "none",
         deconv_norm: str | norms.NormFactory = "none",
         init: layers.Init = "msra",
+        predictor_init: layers.Init = ("normal", 0.001),
         rngs: nnx.Rngs,
     ):
         """Builds the head.
@@ -35,7 +36,8 @@ class MaskHead(nnx.Module):
             dim: Their width and the transposed convolution's.
             norm: After each 3x3 convolution.
             deconv_norm: After the transposed convolution: the series has one, others none.
-            init: Of all kernels but the predictor's, which is normal(0.001).
+            init: Of all kernels but the predictor's.
+            predictor_init: Of the predictor's; the series has xavier_uniform.
             rngs: Where the kernels are drawn from.
         """
         make = norms.norm_factory(norm)
@@ -49,7 +51,7 @@ class MaskHead(nnx.Module):
         bias = not norms.has_norm(deconv_norm)
         self.deconv = layers.ConvTranspose2x2(channels, dim, bias=bias, init=init, rngs=rngs)
         self.deconv_norm = norms.norm_factory(deconv_norm)(dim, rngs=rngs)
-        self.predictor = layers.Conv(dim, classes, 1, init=("normal", 0.001), rngs=rngs)
+        self.predictor = layers.Conv(dim, classes, 1, init=predictor_init, rngs=rngs)
 
     def features(
         self,
