@@ -22,7 +22,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder that holds `data/`, `weights/` beside the project (or SEPHJAX_DATA)."""
-    return pathlib.Path(os.environ.get("SEPHJAX_DATA", ROOT.parent / "shared"))
+    folder = pathlib.Path(os.environ.get("SEPHJAX_DATA", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared data in {folder}; set SEPHJAX_DATA")
+    return folder
 
 
 @pytest.fixture(scope="session")
