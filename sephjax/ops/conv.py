@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 
-# With fewer input channels than this, one tap is too thin a product: all taps share one.
+# With fewer input channels than this, as in a stem, the product of one tap is too thin to pay.
 _THIN = 32
 
 # Pixels of one product of a gradient: few enough for the cache, enough to run at full speed.
@@ -120,21 +120,18 @@ def _is_product(kernel_shape: tuple[int, ...], pads: Pads) -> bool:
 def _cpu_kernel_gradient(x: Array, kernel: Array, dy: Array, stride: int, pads: Pads) -> Array:
     """The gradient of the kernel as products over all output pixels.
 
-    The barriers keep XLA from merging a transpose into a product (such a product leaves the fast
-    library) and from computing anew, inside the copies, the chain of additions that led to `x`.
+    The barriers keep XLA's simplifier from merging a transpose into a product: such a product
+    leaves the fast library.
     """
     kh, kw, ci, co = kernel.shape
+    if ci < _THIN:
+        return jax.vjp(lambda kernel: _lax_conv(x, kernel, stride, pads), kernel)[1](dy)[0]
     b, oh, ow = dy.shape[:3]
     rows, cols = (oh - 1) * stride + 1, (ow - 1) * stride + 1
     x, dy = lax.optimization_barrier((x, dy))
     if _is_product(kernel.shape, pads):
         return _product_over_rows(x[:, :rows:stride, :cols:stride], dy).reshape(kernel.shape)
     x = lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
-    if ci < _THIN:
-        taps = [
-            x[:, i : i + rows : stride, j : j + cols : stride] for i in range(kh) for j in range(kw)
-        ]
-        return _product_over_rows(jnp.concatenate(taps, -1), dy).reshape(kernel.shape)
     dy_t = lax.optimization_barrier(dy.reshape(-1, co).T)
 
     def one_tap(tap: Array) -> Array:

@@ -11,7 +11,7 @@ from sephjax.ops import conv as conv_ops
 
 # (h, w), input and output channels, kernel, stride, padding; on both sides of the thin-input rule.
 CASES = [
-    ((6, 7), 5, 4, (1, 1), 1, 0),
+    ((6, 7), 35, 40, (1, 1), 1, 0),
     ((7, 6), 40, 8, (1, 1), 2, 0),
     ((8, 5), 3, 6, (1, 1), 3, 0),
     ((5, 6), 4, 3, (1, 1), 2, 1),
@@ -25,9 +25,9 @@ CASES = [
     ((9, 10), 35, 3, (2, 3), 3, ((1, 0), (2, 1))),
     ((11, 7), 36, 3, (5, 3), 2, ((2, 2), (0, 3))),
     ((8, 8), 6, 3, (2, 2), 4, 0),
-    ((48, 40), 5, 3, (1, 1), 1, 0),  # from here on, products in chunks
-    ((64, 48), 3, 4, (3, 3), 1, 1),
-    ((31, 67), 4, 6, (1, 1), 1, 0),  # rows that cannot be cut
+    ((48, 40), 33, 3, (1, 1), 1, 0),  # from here on, products in chunks
+    ((48, 60), 32, 40, (1, 1), 1, 0),
+    ((31, 67), 36, 6, (1, 1), 1, 0),  # rows that cannot be cut
 ]
 
 
