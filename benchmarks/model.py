@@ -1,12 +1,12 @@
 """Whole Mask R-CNN against torchvision's: `python -m benchmarks.model [--repeats K] [--only NAME]`.
 
 One picture of 512x512 with 8 objects, 91 classes, R50-FPN, float32, the same weights on both sides.
-The weights are made once by `benchmarks.peer` and written to a file, so that a process that measures
-our memory holds no torch: `--peak ours WORK FILE` runs one side three times and prints its peak.
+The weights are made once by `benchmarks.peer` and written to a file, so that a process that
+measures our memory holds no torch: `--peak ours WORK FILE` runs one side three times and prints
+its peak.
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import tempfile
@@ -123,9 +123,7 @@ def our_train(path: pathlib.Path) -> timing.Side:
     known = optimizer.parameter_names(frozen)
     mask = optimizer.frozen_mask(params, config.optimizer.freeze, known)
     trained, fixed = optimizer.split_by_mask(params, mask)
-    tx = optimizer.make_optimizer(
-        config, trained, [*optimizer.parameter_names(fixed), *known]
-    )
+    tx = optimizer.make_optimizer(config, trained, [*optimizer.parameter_names(fixed), *known])
     state = TrainState(np.int32(0), params, frozen, tx.init(trained), jax.random.key(0))
     state = jax.device_put(state, sharding.replicated(mesh))
     del params, frozen, trained, fixed

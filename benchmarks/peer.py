@@ -6,6 +6,8 @@ trained model's, and the bias of the background class is set so that a wanted nu
 is left.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -43,14 +45,14 @@ def settle(model: MaskRCNN, image: np.ndarray, *, detections: int) -> int:
     Returns the number of detections on it, the nearest to `detections` that a bias of the
     background class can give.
     """
-    model.eval()
-    images, _ = model.transform([tensor(image)])
-    features = model.backbone(images.tensors)
-    head, heads = model.rpn.head, model.roi_heads
+    parts: Any = model.eval()  # torch's types know a submodule as Tensor | Module
+    images, _ = parts.transform([tensor(image)])
+    features = parts.backbone(images.tensors)
+    head, heads = parts.rpn.head, parts.roi_heads
     outputs = [torch.cat([x.flatten(2)[0].T for x in part]) for part in head([*features.values()])]
     _spread(head.cls_logits, outputs[0], 3.0)
     _spread(head.bbox_pred, outputs[1], 0.2)
-    proposals, _ = model.rpn(images, features)
+    proposals, _ = parts.rpn(images, features)
     pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
     predictor = heads.box_predictor
     logits, deltas = predictor(pooled)
@@ -79,6 +81,7 @@ def settle(model: MaskRCNN, image: np.ndarray, *, detections: int) -> int:
 
 def _vary_norms(backbone: nn.Module) -> None:
     """Statistics that no norm shares, around values that keep the activations in range."""
+    module: Any
     for name, module in backbone.named_modules():
         if isinstance(module, FrozenBatchNorm2d):
             closes_block = name.endswith("bn3")
@@ -88,7 +91,7 @@ def _vary_norms(backbone: nn.Module) -> None:
             module.running_var.uniform_(0.7, 1.3)
 
 
-def _spread(layer: nn.Linear | nn.Conv2d, outputs: torch.Tensor, std: float) -> None:
+def _spread(layer: Any, outputs: torch.Tensor, std: float) -> None:
     """Centres a layer's outputs [n, o] and gives them a standard deviation."""
     scale = std / float(outputs.std(dim=0).mean())
     layer.bias.copy_((layer.bias - outputs.mean(dim=0)) * scale)

@@ -1,4 +1,4 @@
-"""All comparisons with torchvision in one table: `python -m benchmarks.run [--repeats K] [--only NAME]`."""
+"""All comparisons with torchvision: `python -m benchmarks.run [--repeats K] [--only NAME]`."""
 
 import argparse
 import importlib.metadata
@@ -20,8 +20,8 @@ def header(repeats: int) -> str:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return "\n".join(
         [
-            f"{_processor()}, {os.cpu_count()} cores; torch uses {torch.get_num_threads()} threads; "
-            f"load average before {load}",
+            f"{_processor()}, {os.cpu_count()} cores; "
+            f"{torch.get_num_threads()} threads of torch; load average before {load}",
             f"Python {platform.python_version()}, {versions}",
             f"float32; medians of {repeats} repeats (NMS: ten times as many), both sides in turn; "
             "ratio: ours / theirs, below 1 ours is faster; GB: peak of a process of its own",

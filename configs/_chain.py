@@ -38,9 +38,12 @@ def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[t
 def lineage(rows: Mapping[str, Row], row: str, family: str) -> list[str]:
     """The rows from the family's head down to `row`."""
     if row not in rows:
-        near = difflib.get_close_matches(row, rows, n=1, cutoff=0.0)
+        named = sorted(name for name in rows if name)
+        if not named:
+            raise ValueError(f"{family} has no rows; leave {':' + row!r} out")
+        near = difflib.get_close_matches(row, named, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"{family} has no row {row!r}; did you mean {near[0]!r}? It has {sorted(rows)}"
+            f"{family} has no row {row!r}; did you mean {near!r}? It has {', '.join(named)}"
         )
     chain = [row]
     while (parent := rows[chain[-1]].parent) is not None:

@@ -22,7 +22,7 @@ ROWS = {
         "MSRA weights: stride in the first 1x1, BGR",
         {
             "backbone.layout": "msra",
-                "init.format": "keras",
+            "init.format": "keras",
         },
     ),
     "torchvision": Row(
@@ -66,8 +66,18 @@ ROWS = {
         },
         "box 37.9, mask 34.6 (torchvision, COCO_V1)",
     ),
+    "torchvision_msra": Row(
+        "torchvision",
+        "torchvision's model, its initial weights, on an MSRA backbone",
+        {
+            "initializers": "torchvision",
+            "mask_padding": True,
+            "backbone.layout": "msra",
+            "init.format": "keras",
+        },
+    ),
     "overfit": Row(
-        "caffe",
+        "torchvision_msra",
         "can it learn 16 real pictures by heart in 500 steps?",
         {
             "data.train": {

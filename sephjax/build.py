@@ -49,6 +49,15 @@ INITIALIZERS = {  # of the neck, the RPN, the box head's towers and its predicto
         "mask_head": "msra",
         "mask": ("normal", 0.001),
     },
+    "torchvision": {  # its linear layers draw their biases too, ours are zero
+        "fpn": "kaiming_uniform_a1",
+        "rpn": ("normal", 0.01),
+        "box_head": "torch_linear",
+        "logits": "torch_linear",
+        "deltas": "torch_linear",
+        "mask_head": "msra",
+        "mask": "msra",
+    },
     "xavier": dict.fromkeys(
         ("fpn", "rpn", "box_head", "logits", "deltas", "mask_head", "mask"), "xavier_uniform"
     ),

@@ -88,8 +88,8 @@ def describe(config: ConfigDict) -> None:
     console.print(f"parameters  {total:.2f} M at {CLASSES} classes: {parts}")
     for what, (height, width, spent) in costs(config, model).items():
         console.print(
-            f"{what:<11} {spent.flops / 1e9:.1f} GFLOP, {spent.bytes / 2**20:.0f} MiB of convolution "
-            f"and matmul outputs, an image on {height}x{width}"
+            f"{what:<11} {spent.flops / 1e9:.1f} GFLOP, {spent.bytes / 2**20:.0f} MiB of "
+            f"convolution and matmul outputs, an image on {height}x{width}"
         )
 
 

@@ -2,10 +2,12 @@
 
 import os
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sephjax import command
 from sephjax.errors import RunError, UserError
 
 MODES = ("train", "eval", "predict", "describe", "prepare")
@@ -18,35 +20,27 @@ STEP = flags.DEFINE_integer(
 )
 IMAGES = flags.DEFINE_string("images", None, "predict: a file, a folder or a glob.")
 OUTPUT = flags.DEFINE_string("output", None, "predict: the folder to write.")
+OURS = ("config", "workdir", "mode", "step", "images", "output")
 
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser, but a mistake is one sentence and exit code 2."""
     try:
-        return flags.FLAGS(argv)
-    except (
-        flags.Error,
-        AttributeError,
-        KeyError,
-        ValueError,
-        TypeError,
-        OSError,
-        ImportError,
-    ) as error:
-        _leave(_first_sentence(error), 2)
+        command.check_config(argv)
+        rest = flags.FLAGS(argv)
+        command.check_values(argv, CONFIG.value)
+    except UserError as error:
+        _leave(str(error), 2)
+    except SystemExit:  # --help has printed what it has to say
+        sys.exit(0)
+    except flags.UnrecognizedFlagError as error:
+        _leave(command.unknown_flag(error.flagname, OURS), 2)
+    except Exception as error:  # whatever absl and ml_collections raise here, the command caused
+        _leave(command.one_sentence(error), 2)
+    return rest
 
 
-def _first_sentence(error: Exception) -> str:
-    """The gist of a config error: ml_collections prints every field before its suggestion."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if "Did you mean" in text:
-        return f"{text.split(' and cannot be added')[0]}. {text[text.rindex('Did you mean') :]}"
-    if "Other fields present" in text:
-        return f"{text.split(' and cannot be added')[0]}; see configs/base.py for the keys."
-    return text.strip()
-
-
-def _leave(message: str, code: int) -> None:
+def _leave(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
     print(f"sephjax: {message}", file=sys.stderr)
     sys.exit(code)
@@ -61,25 +55,29 @@ def _need(value: str | None, flag: str) -> str:
 def _dispatch() -> int:
     # Modes are imported when they run: a usage error must not wait for JAX.
     if MODE.value not in MODES:
-        raise UserError(f"--mode={MODE.value} is unknown; use one of {', '.join(MODES)}.")
+        raise UserError(
+            f"--mode={MODE.value} is unknown; did you mean {command.nearest(MODE.value, MODES)}? "
+            f"The modes are {', '.join(MODES)}."
+        )
     if CONFIG.value is None:
         raise UserError(
             "--config is missing; name a file such as configs/demo.py or configs/sephv14.py."
         )
+    workdir = "" if MODE.value in ("describe", "prepare") else _need(WORKDIR.value, "workdir")
+    images = output = ""
+    if MODE.value == "predict":
+        images, output = _need(IMAGES.value, "images"), _need(OUTPUT.value, "output")
     from sephjax import modes
 
     config = CONFIG.value
-    if MODE.value == "describe":
-        return modes.describe(config)
-    if MODE.value == "prepare":
-        return modes.prepare(config)
-    workdir = _need(WORKDIR.value, "workdir")
-    if MODE.value == "train":
-        return modes.train(config, workdir)
-    if MODE.value == "eval":
-        return modes.evaluate(config, workdir, STEP.value)
-    images = _need(IMAGES.value, "images")
-    return modes.predict(config, workdir, STEP.value, images, _need(OUTPUT.value, "output"))
+    run = {
+        "train": lambda: modes.train(config, workdir),
+        "eval": lambda: modes.evaluate(config, workdir, STEP.value),
+        "predict": lambda: modes.predict(config, workdir, STEP.value, images, output),
+        "describe": lambda: modes.describe(config),
+        "prepare": lambda: modes.prepare(config),
+    }
+    return run[MODE.value]()
 
 
 def main(argv: list[str]) -> None:
@@ -97,6 +95,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of clu's TensorBoard writer
     logging.set_verbosity(logging.WARNING)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     app.run(main, flags_parser=_parse)

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sephjax import build
+from sephjax import build, check
 from sephjax.checkpoint import Checkpoints
 from sephjax.errors import UserError
 from sephjax.evaluation import evaluator, gallery
@@ -30,7 +31,9 @@ PICTURES = 8  # drawn after an evaluation
 def train(config: ConfigDict, workdir: str) -> int:
     """Trains, or goes on training, and evaluates."""
     folder = pathlib.Path(workdir)
-    claims.claim(folder, config)
+    check.check(config)
+    for note in claims.claim(folder, config):
+        print(note)
     if (done := claims.finished(folder, config)) is not None:
         print(f"{workdir} is trained to step {done} and evaluated: nothing to do.")
         return 0
@@ -40,7 +43,6 @@ def train(config: ConfigDict, workdir: str) -> int:
 
 def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
     """Everything that the loop needs; opens both splits."""
-    _check(config)
     source = _open(config, train=True)
     held_out = _open(config, train=False)
     if held_out.categories != source.categories:
@@ -91,20 +93,44 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
 def _initial_weights(
     config: ConfigDict, model: Functional, key: Any, workdir: pathlib.Path
 ) -> tuple[Params, Params]:
+    loaded = None
+    if config.init.format == "keras":  # first, since the file may not do and drawing takes long
+        params, frozen = model.abstract
+        loaded = _load_keras(config, params["backbone"], frozen["backbone"], workdir)
     params, frozen = jax.jit(model.init)(key)
-    if config.init.format == "keras":
-        loaded = keras.load_keras_resnet50(
-            config.init.path,
-            params["backbone"],
-            frozen["backbone"],
-            config.backbone.layout,
-            config.backbone.depth,
-        )
+    if loaded:
         params["backbone"], frozen["backbone"], report = loaded
         _tell_weights(report, config, workdir)
-    elif config.init.format != "none":
-        raise UserError(f"init.format is {config.init.format!r}; use 'none' or 'keras'.")
     return params, frozen
+
+
+def _load_keras(
+    config: ConfigDict, params: Params, frozen: Params, workdir: pathlib.Path
+) -> tuple[Params, Params, Any]:
+    path, back = config.init.path, config.backbone
+    if not path:
+        raise UserError("init.path is empty; set it to the weights file, or init.format to 'none'.")
+    if pathlib.Path(path).is_file() and not zipfile.is_zipfile(path):
+        raise UserError(f"init.path={path} is no npz file; give the one that init.format names.")
+    try:
+        return keras.load_keras_resnet50(path, params, frozen, back.layout, back.depth)
+    except UserError as error:
+        raise UserError(_first_lines(str(error), workdir / "weights.txt")) from error
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"init.path={path} is a damaged file or another one ({type(error).__name__}: {error}); "
+            "fetch it anew."
+        ) from error
+
+
+def _first_lines(message: str, file: pathlib.Path, count: int = 3) -> str:
+    """A list of hundreds of tensors as one sentence; all of it in a file."""
+    head, *lines = (line.strip() for line in message.splitlines())
+    if len(lines) <= count:
+        return " ".join([head, "; ".join(lines)]).strip()
+    if jax.process_index() == 0:
+        file.write_text(f"{message}\n")
+    return f"{head} {'; '.join(lines[:count])} and {len(lines) - count} more; each in {file}."
 
 
 def _tell_weights(report: Any, config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -113,21 +139,12 @@ def _tell_weights(report: Any, config: ConfigDict, workdir: pathlib.Path) -> Non
         print(f"weights of {config.init.path}: {report.summary()}; each in {workdir}/weights.txt")
 
 
-def _check(config: ConfigDict) -> None:
-    group = min(config.rpn.sample_group, config.train.batch)
-    if config.train.batch % group:
-        raise UserError(
-            f"train.batch is {config.train.batch}, which groups of rpn.sample_group={group} images "
-            "do not divide; change one of them."
-        )
-
-
 def _open(config: ConfigDict, *, train: bool) -> Source:
     source = sources.open_source(config.data, train=train)
     if config.mask.enabled:
         sources.require_masks(source)
     split = "train" if train else "eval"
-    notes = ", ".join(f"{count} {what}" for what, count in source.notes.items() if count)
+    notes = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in source.notes.items())
     found = f"{len(source)} images, {len(source.categories)} classes"
     print(f"{split}: {found}; {notes}" if notes else f"{split}: {found}")
     return source
@@ -158,16 +175,17 @@ def _evaluation(
     config: ConfigDict, model: Functional, source: Source, workdir: pathlib.Path
 ) -> Callable[[int, Params, Params], dict[str, Any]]:
     mesh = sharding.make_mesh()
+    sharding.check_batch(config.eval.batch, mesh, "eval.batch")
     predict_step = _predictor(config, model, mesh)
+    batches = pipeline.eval_batches(
+        source,
+        config.data,
+        batch=config.eval.batch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
     def evaluate(step: int, params: Params, frozen: Params) -> dict[str, Any]:
-        batches = pipeline.eval_batches(
-            source,
-            config.data,
-            batch=config.eval.batch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
         report = evaluator.Report(
             directory=workdir / "eval" / str(step),
             step=step,
@@ -177,6 +195,8 @@ def _evaluation(
         )
         predict: Callable[[Batch], Detections] = functools.partial(predict_step, params, frozen)
         metrics = evaluator.evaluate(predict, batches, source, report)
+        if unreadable := batches.dropped.get("unreadable_images"):
+            print(f"images that could not be read and were evaluated as black: {unreadable}")
         if jax.process_index() == 0:
             gallery.write(
                 workdir / "pictures" / str(step),
@@ -190,31 +210,45 @@ def _evaluation(
     return evaluate
 
 
-def _restored(
-    config: ConfigDict, model: Functional, workdir: pathlib.Path, at: int | None
-) -> tuple[int, Params, Params]:
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+def _found(workdir: pathlib.Path, at: int | None) -> int:
+    """The step to restore, before anything else takes its time."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
     found = checkpoints.latest() if at is None else at
     if found is None:
         raise UserError(
             f"{workdir} holds no finished checkpoint; train first, or correct --workdir."
         )
+    if found not in (steps := checkpoints.steps()):
+        raise UserError(f"{workdir} holds no checkpoint of step {at}; --step may be {steps}.")
+    return found
+
+
+def _restored(model: Functional, workdir: pathlib.Path, step: int) -> tuple[Params, Params]:
+    checkpoints = Checkpoints(workdir / "checkpoints")
     mesh = sharding.make_mesh()
     params, frozen = model.abstract
-    restored = checkpoints.restore_weights(
-        found, sharding.abstract_on(mesh, params), sharding.abstract_on(mesh, frozen)
-    )
-    checkpoints.close()
-    return found, *restored
+    try:
+        return checkpoints.restore_weights(
+            step, sharding.abstract_on(mesh, params), sharding.abstract_on(mesh, frozen)
+        )
+    finally:
+        checkpoints.close()
 
 
 def evaluate(config: ConfigDict, workdir: str, at: int | None) -> int:
     """Restores a checkpoint and evaluates it."""
+    check.check(config)
     folder = pathlib.Path(workdir)
+    step = _found(folder, at)
     source = _open(config, train=False)
+    if (folder / CATEGORIES).exists() and _load_categories(folder) != source.categories:
+        raise UserError(
+            f"data.eval has other categories than {folder / CATEGORIES}, which the model was "
+            "trained on; evaluate it on data with the same list."
+        )
     model = build.model(config, len(source.categories))
-    found, params, frozen = _restored(config, model, folder, at)
-    _evaluation(config, model, source, folder)(found, params, frozen)
+    params, frozen = _restored(model, folder, step)
+    _evaluation(config, model, source, folder)(step, params, frozen)
     return 0
 
 
@@ -222,11 +256,15 @@ def predict(config: ConfigDict, workdir: str, at: int | None, images: str, outpu
     """Detects objects in files; exit code 1 when a file could not be read."""
     from sephjax import predicting
 
+    check.check(config)
     folder = pathlib.Path(workdir)
+    step = _found(folder, at)
     paths = predicting.find_images(images)
+    if pathlib.Path(output).is_file():
+        raise UserError(f"--output={output} is a file; name a folder.")
     categories = _load_categories(folder)
     model = build.model(config, len(categories))
-    _, params, frozen = _restored(config, model, folder, at)
+    params, frozen = _restored(model, folder, step)
     predict_step = _predictor(config, model, sharding.make_mesh())
     done = predicting.predict_files(
         paths,
@@ -262,5 +300,6 @@ def describe(config: ConfigDict) -> int:
     """Prints what the config is."""
     from sephjax import describe as description
 
+    check.check(config)
     description.describe(config)
     return 0

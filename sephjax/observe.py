@@ -152,7 +152,7 @@ class Observer:
         self._events = _Events(workdir) if self._main and tensorboard else None
         self._progress = self._task = None
         if self._main and self.console.is_terminal:
-            columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+            columns = (BarColumn(bar_width=10), TextColumn("{task.description}"))
             self._progress = Progress(*columns, console=self.console)
             self._task = self._progress.add_task("starting", total=total_steps)
 
@@ -168,6 +168,23 @@ class Observer:
             self.say(f"the input left out: {self._dropped_text()}")
         if self._events:
             self._events.close()
+
+    def doing(self, what: str) -> None:
+        """What takes its time now, where the progress line is."""
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, description=what)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """No progress line inside it: what runs there draws and prints on its own."""
+        if not self._progress:
+            yield
+            return
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
@@ -190,11 +207,11 @@ class Observer:
         if self._events:
             extra = {f"dropped/{reason}": float(count) for reason, count in self.dropped.items()}
             self._events.write(step, {k: v for k, v in row.items() if k != "step"} | extra)
-        line = self._line(step, row)
         if self._progress and self._task is not None:
+            line = self._line(step, row, " ")  # with the bar it should fit 80 columns
             self._progress.update(self._task, completed=step, description=line)
         else:
-            self.say(line)
+            self.say(self._line(step, row))
 
     def log_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Sends the numbers of an evaluation to TensorBoard, and says the APs."""
@@ -206,7 +223,7 @@ class Observer:
         ]
         self.say(f"evaluated at step {step}: {', '.join(heads) or 'see eval/'}")
 
-    def _line(self, step: int, row: Mapping[str, float]) -> str:
+    def _line(self, step: int, row: Mapping[str, float], gap: str = "  ") -> str:
         left = datetime.timedelta(seconds=round((self._total - step) * row["step_time"]))
         parts = [f"step {step}/{self._total}", f"loss {row['loss']:.4f}"]
         parts += [f"lr {row['lr']:.3g}"] if "lr" in row else []
@@ -215,10 +232,12 @@ class Observer:
             f"ETA {left}",
             f"data wait {100 * row['data_wait_share']:.0f}%",
         ]
-        return "  ".join(parts)
+        return gap.join(parts)
 
     def _dropped_text(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+        return ", ".join(
+            f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(self.dropped.items())
+        )
 
 
 def _numbers(prefix: str, tree: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -254,7 +273,8 @@ class _Events:
             logging.warning("no TensorBoard events are written: %s", error)
 
     def _write_all(self) -> None:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its start-up chatter
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         import tensorflow as tf
         from clu import metric_writers
 

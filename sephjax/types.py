@@ -2,8 +2,8 @@
 
 Axis letters: `b` image, `n` anchors or proposals, `m` ground truths, `r` sampled ROIs, `d`
 detections, `k` classes. Boxes are float32 `(x1, y1, x2, y2)` in pixels of the padded network input,
-continuous edges. Labels are int32 `0..k-1`; background is `k`. A set of things has a fixed size and a bool
-`valid`; what is not valid holds finite numbers without meaning.
+continuous edges. Labels are int32 `0..k-1`; background is `k`. A set of things has a fixed size and
+a bool `valid`; what is not valid holds finite numbers without meaning.
 """
 
 import dataclasses

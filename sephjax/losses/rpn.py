@@ -26,7 +26,7 @@ def rpn_losses(
     detectron2 and the series) or by the number really sampled ("sampled": torchvision). Without
     positives `rpn_box` is 0 with a zero gradient.
     """
-    sampled = targets.positive | targets.negative
+    sampled = jnp.logical_or(targets.positive, targets.negative)
     if normalizer == "images_times_samples":
         count = jnp.float32(samples * sampled.shape[0])
     else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ class Recipe:
 class Detector(nnx.Module):
     """Backbone, neck, RPN, box head and, if there is one, mask head."""
 
-    def __init__(self, networks: Mapping[str, nnx.Module | None], recipe: Recipe):
+    def __init__(self, networks: Mapping[str, Any], recipe: Recipe):
         self.backbone = networks["backbone"]
         self.fpn = networks["fpn"]
         self.rpn = networks["rpn"]

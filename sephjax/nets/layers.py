@@ -27,6 +27,7 @@ def initializer(init: Init) -> jax.nn.initializers.Initializer:
     * `kaiming_fan_out`: normal, std sqrt(2 / fan_out); torchvision's ResNet.
     * `msra`: the same under fvcore's name, `c2_msra_fill`.
     * `kaiming_uniform_a1`: uniform within sqrt(3 / fan_in); torchvision's FPN, `c2_xavier_fill`.
+    * `torch_linear`: uniform within sqrt(1 / fan_in); the default of `torch.nn.Linear`.
     * `("normal", std)`.
 
     Raises:
@@ -40,11 +41,13 @@ def initializer(init: Init) -> jax.nn.initializers.Initializer:
             return make.variance_scaling(2.0, "fan_out", "normal")
         case "kaiming_uniform_a1":
             return make.variance_scaling(1.0, "fan_in", "uniform")
+        case "torch_linear":
+            return make.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
         case ("normal", float(std)):
             return make.normal(std)
     raise ValueError(
         f"Unknown initialiser {init!r}: use xavier_uniform, kaiming_fan_out, msra, "
-        "kaiming_uniform_a1 or ('normal', std)."
+        "kaiming_uniform_a1, torch_linear or ('normal', std)."
     )
 
 

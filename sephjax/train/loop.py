@@ -165,12 +165,14 @@ class _Run:
 
     def _compile(self, fetched: feed.Fetched) -> None:
         height, width = fetched.batch.image.shape[1:3]
+        self.observer.doing(f"compiling the step for a {height}x{width} canvas")
         jax.block_until_ready(self.recent[-1].scalars if self.recent else None)
         with jax.transfer_guard("allow"):
             self.programs.compile(self.state, fetched.batch)
         seconds = self.programs.last_seconds
         self.window.excluded += seconds
         self.observer.say(f"compiled the step for a {height}x{width} canvas in {seconds:.1f} s")
+        self.observer.doing("training")
 
     def _asked_to_stop(self, *, logging: bool) -> bool:
         """Several processes agree at logged steps, since asking costs a message."""
@@ -209,7 +211,7 @@ class _Run:
             if not due or self.step == 0 or workdir.evaluated(self.folder, self.step):
                 return
             try:
-                with self.stop.droppable():
+                with self.stop.droppable(), self.observer.aside():
                     metrics = self.setup.evaluate(self.step, self.state.params, self.state.frozen)
             except signals.Stopped:
                 self.stopping = True

@@ -1,7 +1,7 @@
 """The train step and the predict step: pure functions, jitted by their callers."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def make_train_step(
 
         grads, (terms, frozen) = jax.grad(objective, has_aux=True)(trained)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
-        params = optimizer.join(optax.apply_updates(trained, updates), fixed)
+        params = optimizer.join(cast("Params", optax.apply_updates(trained, updates)), fixed)
         scalars = terms | {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, frozen, opt_state, state.key), scalars
 

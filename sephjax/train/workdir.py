@@ -39,6 +39,9 @@ def checkpoints_of(workdir: pathlib.Path, config: ConfigDict) -> checkpoint.Chec
 def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     """Makes `workdir` the folder of `config`: writes `config.json`, or checks the one there.
 
+    A folder in which nothing was trained yet is nobody's: a first command that failed for a wrong
+    path can be given again with the right one.
+
     Returns:
         Sentences about harmless differences that the person who resumes should know.
 
@@ -48,7 +51,9 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     file = workdir / "config.json"
     mine = observe.plain_config(config)
     notes = []
-    if file.exists():
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; choose a folder as workdir.")
+    if file.exists() and _trained_in(workdir, config):
         try:
             theirs = json.loads(file.read_text())
         except ValueError as error:
@@ -71,6 +76,10 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     return notes
 
 
+def _trained_in(workdir: pathlib.Path, config: ConfigDict) -> bool:
+    return (workdir / "metrics.jsonl").exists() or bool(checkpoints_of(workdir, config).steps())
+
+
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     a, b = _flat(theirs), _flat(mine)
     keys = sorted(a.keys() | b.keys())
@@ -89,7 +98,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_json(file: pathlib.Path, value: Any) -> None:
     """Writes `value` in one go, on process 0 only, making the folders above it."""
     if jax.process_index() == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{file.parent} cannot be made ({error.strerror}); choose another workdir."
+            ) from error
         draft = file.with_name(f".{file.name}.{os.getpid()}")
         draft.write_text(json.dumps(value, indent=2) + "\n")
         draft.replace(file)

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN and Faster R-CNN R50-FPN (version 1), to and from `mask_rcnn:torchvision`.
+"""torchvision's Mask and Faster R-CNN R50-FPN (version 1), to and from `mask_rcnn:torchvision`.
 
 A state dict is a mapping of names to NumPy arrays (`{k: v.numpy() for k, v in state.items()}`);
 nothing here imports torch. Background is torchvision's class 0 and our last: its logit moves to the

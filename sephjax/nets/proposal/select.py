@@ -98,4 +98,7 @@ def rank_levels(
 ) -> list[Ranked]:
     """`_best_of_level` for every level of one image."""
     rows = zip(logits, deltas, anchors, inside, counts, strict=True)
-    return [_best_of_level(*parts, size, count=count, weights=weights) for *parts, count in rows]
+    return [
+        _best_of_level(scores, moves, references, usable, size, count=count, weights=weights)
+        for scores, moves, references, usable, count in rows
+    ]

@@ -14,7 +14,7 @@ class MaskHead(nnx.Module):
     each ROI's column of the predictor is gathered, 1/k of the work and memory of all classes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, the keys of config.mask
         self,
         channels: int,
         classes: int,

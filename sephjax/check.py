@@ -1,0 +1,67 @@
+"""What a config must satisfy before anything is opened or compiled; each fault is one sentence."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs._chain import flat
+from sephjax.errors import UserError
+
+_NORMS = ("none", "evonorm_s0", "gn", "frozen_bn", "bn")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "init.format": ("none", "keras"),
+    "data.source": ("coco", "tfds", "shapes"),
+    "data.resize": ("keep_aspect", "series"),
+    "backbone.depth": (18, 34, 50, 101),
+    "backbone.norm": _NORMS,
+    "fpn.norm": _NORMS,
+    "fpn.extra": ("max_pool", "conv_c5"),
+    "rpn.norm": _NORMS,
+    "rpn.normalizer": ("images_times_samples", "sampled"),
+    "mask.norm": _NORMS,
+    "mask.deconv_norm": _NORMS,
+    "schedule.name": ("step", "cosine"),
+    "eval.backend": ("pycocotools", "faster"),
+}
+_POSITIVE = (
+    "train.steps", "train.batch", "train.log_every", "eval.batch", "checkpoint.keep",
+    "rpn.samples", "rpn.sample_group", "roi.samples", "data.max_objects", "data.size_multiple",
+    "test.detections", "test.candidates",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",
+    "optimizer.lr", "schedule.warmup_steps",
+)  # fmt: skip
+
+
+def check(config: ConfigDict) -> None:
+    """Checks names that stand for something, ranges, and what must divide what.
+
+    Raises:
+        UserError: something does not do; it names the key.
+    """
+    values = dict(flat(config))
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            raise UserError(f"{key} is {values[key]!r}; use {_either(map(repr, choices))}.")
+    for keys, least, words in ((_POSITIVE, 1, "at least 1"), (_NOT_NEGATIVE, 0, "0 or more")):
+        for key in keys:
+            if values[key] < least:
+                raise UserError(f"{key} is {values[key]}; it must be {words}.")
+    if len(config.data.eval.short_sides) != 1:
+        raise UserError(
+            f"data.eval.short_sides is {config.data.eval.short_sides}; an evaluation has exactly "
+            "one."
+        )
+    group = min(config.rpn.sample_group, config.train.batch)
+    if config.train.batch % group:
+        raise UserError(
+            f"train.batch is {config.train.batch}, which groups of rpn.sample_group={group} images "
+            "do not divide; change one of them."
+        )
+
+
+def _either(words: Iterable[str]) -> str:
+    *rest, last = words
+    return f"{', '.join(rest)} or {last}"

@@ -1,0 +1,112 @@
+"""RPN losses: normalisers by hand and against torchvision, nothing to learn, gradients."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sephjax.losses import rpn
+from sephjax.types import RpnOutputs, RpnTargets
+
+IMAGES, ANCHORS = 4, 100
+RNG = np.random.default_rng(1)
+CORNERS = RNG.uniform(0, 80, (ANCHORS, 2))
+BOXES = jnp.float32(np.concatenate([CORNERS, CORNERS + RNG.uniform(8, 30, (ANCHORS, 2))], axis=1))
+OPTIONS = {
+    "box_loss": {"name": "smooth_l1", "beta": 1 / 9},
+    "weights": (1.0, 1.0, 1.0, 1.0),
+    "samples": 256,
+    "normalizer": "images_times_samples",
+}
+
+
+def batch(positives=3, sampled=64):
+    """Drawn outputs; the first anchors of each image are positive, the next negative."""
+    at = np.broadcast_to(np.arange(ANCHORS), (IMAGES, ANCHORS))
+    shift = RNG.uniform(-3, 3, (IMAGES, ANCHORS, 4))
+    targets = RpnTargets(
+        boxes=jnp.float32(np.asarray(BOXES)[None] + shift),
+        positive=jnp.asarray(at < positives),
+        negative=jnp.asarray((at >= positives) & (at < sampled)),
+    )
+    logits, deltas = RNG.normal(size=(IMAGES, ANCHORS)), 0.2 * RNG.normal(size=shift.shape)
+    return RpnOutputs(jnp.float32(logits), jnp.float32(deltas)), targets
+
+
+def losses(outputs, targets, **options):
+    return rpn.rpn_losses(outputs, targets, BOXES, **(OPTIONS | options))
+
+
+def test_256_equal_losses_in_a_batch_of_four_give_a_quarter_of_one():
+    # EXPERIMENTS 9: 64 anchors an image are 256 in the batch; the divisor is 4 * 256.
+    outputs, targets = batch(positives=32)
+    outputs = RpnOutputs(jnp.zeros_like(outputs.logits), outputs.deltas)
+    np.testing.assert_allclose(losses(outputs, targets)["rpn_cls"], math.log(2) / 4, rtol=1e-6)
+    alone = losses(outputs, targets, normalizer="sampled")["rpn_cls"]
+    np.testing.assert_allclose(alone, math.log(2), rtol=1e-6)
+
+
+@pytest.mark.torch
+def test_the_sampled_normaliser_is_that_of_torchvision():
+    torch = pytest.importorskip("torch")
+    detection = pytest.importorskip("torchvision.models.detection")
+    outputs, targets = batch()
+    coder = detection._utils.BoxCoder((1.0, 1.0, 1.0, 1.0))
+    goal = coder.encode_single(
+        torch.tensor(np.asarray(targets.boxes)).reshape(-1, 4),
+        torch.tensor(np.asarray(BOXES)).repeat(IMAGES, 1),
+    )
+    positive, negative = (
+        torch.tensor(np.asarray(part)).reshape(-1) for part in (targets.positive, targets.negative)
+    )
+    # As RegionProposalNetwork.compute_loss has it, after its sampler.
+    sampled = positive | negative
+    box = torch.nn.functional.smooth_l1_loss(
+        torch.tensor(np.asarray(outputs.deltas)).reshape(-1, 4)[positive],
+        goal[positive],
+        beta=1 / 9,
+        reduction="sum",
+    ) / int(sampled.sum())
+    logits = torch.tensor(np.asarray(outputs.logits)).reshape(-1)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits[sampled], positive[sampled].float()
+    )
+    ours = losses(outputs, targets, normalizer="sampled")
+    np.testing.assert_allclose(ours["rpn_box"], float(box), rtol=1e-5)
+    np.testing.assert_allclose(ours["rpn_cls"], float(entropy), rtol=1e-5)
+
+
+def test_the_giou_loss_of_zero_deltas_is_that_of_the_anchors():
+    outputs, targets = batch(positives=1)
+    outputs = RpnOutputs(outputs.logits, jnp.zeros_like(outputs.deltas))
+    # Half of the anchor is the ground truth: IoU 1/2, hull = anchor, loss 1/2.
+    half = BOXES.at[:, 2].set(0.5 * (BOXES[:, 0] + BOXES[:, 2]))
+    boxes = jnp.broadcast_to(half[None], (IMAGES, ANCHORS, 4))
+    targets = RpnTargets(boxes, targets.positive, targets.negative)
+    found = losses(outputs, targets, box_loss={"name": "giou"})
+    np.testing.assert_allclose(found["rpn_box"], 0.5 * IMAGES / (IMAGES * 256), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["smooth_l1", "giou"])
+@pytest.mark.parametrize("normalizer", ["sampled", "images_times_samples"])
+def test_nothing_sampled_is_zero_with_a_zero_gradient(name, normalizer):
+    outputs, targets = batch(positives=0, sampled=0)
+    targets = RpnTargets(jnp.zeros_like(targets.boxes), targets.positive, targets.negative)
+    options = {"box_loss": {"name": name, "beta": 1.0}, "normalizer": normalizer}
+    total = lambda outputs: sum(losses(outputs, targets, **options).values())
+    value, slopes = jax.value_and_grad(total)(outputs)
+    assert value == 0.0
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(slopes))
+
+
+@pytest.mark.parametrize("name", ["smooth_l1", "giou"])
+def test_only_positives_move_deltas_and_only_the_sampled_move_logits(name):
+    outputs, targets = batch(positives=3)
+    options = {"box_loss": {"name": name, "beta": 0.0}}
+    slopes = jax.grad(lambda outputs: sum(losses(outputs, targets, **options).values()))(outputs)
+    moved = np.any(np.asarray(slopes.deltas) != 0, axis=-1)
+    np.testing.assert_array_equal(moved, targets.positive)
+    sampled = targets.positive | targets.negative
+    np.testing.assert_array_equal(np.asarray(slopes.logits) != 0, sampled)

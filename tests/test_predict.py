@@ -1,0 +1,150 @@
+"""Detections against a loop in NumPy over torchvision's `postprocess_detections`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sephjax import predict
+from sephjax.types import BoxOutputs, Proposals
+from tests.ops.reference import greedy_nms
+
+BOXES, CLASSES = 60, 4
+SIZE = (60.0, 80.0)
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+OPTIONS = {
+    "weights": WEIGHTS,
+    "score_threshold": 0.1,
+    "nms": 0.5,
+    "nms_inclusive": False,
+    "detections": 100,
+    "candidates": BOXES * CLASSES,
+    "one_class_per_box": False,
+}
+
+
+def drawn(seed, kinds=CLASSES):
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(-5, 60, (BOXES, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 40, (BOXES, 2))], axis=1)
+    proposals = Proposals(
+        jnp.float32(boxes), jnp.zeros(BOXES), jnp.asarray(rng.uniform(size=BOXES) < 0.8)
+    )
+    logits = jnp.float32(1.5 * rng.normal(size=(BOXES, CLASSES + 1)))
+    return BoxOutputs(logits, jnp.float32(rng.normal(size=(BOXES, kinds, 4)))), proposals
+
+
+@functools.partial(jax.jit, static_argnames=("changes",))
+def run(outputs, proposals, changes=()):
+    return predict.detections(outputs, proposals, jnp.float32(SIZE), **(OPTIONS | dict(changes)))
+
+
+def decoded(box, deltas):
+    """One clipped box in double precision."""
+    w, h = box[2] - box[0], box[3] - box[1]
+    x = (box[0] + box[2]) / 2 + deltas[0] / WEIGHTS[0] * w
+    y = (box[1] + box[3]) / 2 + deltas[1] / WEIGHTS[1] * h
+    w, h = w * np.exp(deltas[2] / WEIGHTS[2]), h * np.exp(deltas[3] / WEIGHTS[3])
+    corners = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    return corners.clip(0, np.array([SIZE[1], SIZE[0]] * 2))
+
+
+def reference(outputs, proposals, changes=()):
+    """Rows (box, score, label), best first."""
+    options = OPTIONS | dict(changes)
+    logits, deltas = np.float64(outputs.logits), np.float64(outputs.deltas)
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    rows = []
+    for i in range(BOXES):
+        best = scores[i, :CLASSES].argmax()
+        for label in range(CLASSES):
+            if not proposals.valid[i] or scores[i, label] <= options["score_threshold"]:
+                continue
+            if options["one_class_per_box"] and label != best:
+                continue
+            box = decoded(
+                np.float64(proposals.boxes[i]), deltas[i, min(label, deltas.shape[1] - 1)]
+            )
+            if (box[2:] > box[:2]).all():
+                rows.append((box, scores[i, label], label))
+    rows.sort(key=lambda row: -row[1])
+    rows = rows[: options["candidates"]]
+    boxes, scores, labels = zip(*rows, strict=True) if rows else ((), (), ())
+    kept = greedy_nms(boxes, scores, options["nms"], labels, inclusive=options["nms_inclusive"])
+    return [rows[i] for i in kept[: options["detections"]]]
+
+
+def check(found, expected):
+    count = len(expected)
+    np.testing.assert_array_equal(found.valid, np.arange(found.valid.shape[0]) < count)
+    if count:
+        boxes, scores, labels = zip(*expected, strict=True)
+        np.testing.assert_allclose(found.boxes[:count], np.stack(boxes), atol=1e-3)
+        np.testing.assert_allclose(found.scores[:count], scores, rtol=1e-5)
+        np.testing.assert_array_equal(found.labels[:count], labels)
+    for leaf in (found.boxes, found.scores, found.labels):
+        assert not np.any(leaf[count:])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_detections_are_those_of_the_loop(seed):
+    outputs, proposals = drawn(seed)
+    expected = reference(outputs, proposals)
+    assert 20 < len(expected) < 100
+    check(run(outputs, proposals), expected)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_one_class_per_box_keeps_the_best_foreground_class(seed):
+    changes = (("one_class_per_box", True), ("nms_inclusive", True))
+    outputs, proposals = drawn(seed)
+    expected = reference(outputs, proposals, changes)
+    assert len(expected) < len(reference(outputs, proposals))
+    check(run(outputs, proposals, changes), expected)
+
+
+def test_class_agnostic_deltas_serve_every_class():
+    outputs, proposals = drawn(5, kinds=1)
+    check(run(outputs, proposals), reference(outputs, proposals))
+
+
+def test_only_the_best_are_returned_and_only_the_best_candidates_enter_nms():
+    outputs, proposals = drawn(6)
+    for changes in ((("detections", 5),), (("candidates", 30),)):
+        expected = reference(outputs, proposals, changes)
+        check(run(outputs, proposals, changes), expected)
+
+
+def test_a_higher_threshold_leaves_fewer():
+    outputs, proposals = drawn(7)
+    changes = (("score_threshold", 0.6),)
+    expected = reference(outputs, proposals, changes)
+    assert len(expected) < len(reference(outputs, proposals))
+    check(run(outputs, proposals, changes), expected)
+
+
+def test_without_a_valid_proposal_there_is_no_detection():
+    outputs, proposals = drawn(8)
+    nothing = Proposals(proposals.boxes, proposals.scores, jnp.zeros_like(proposals.valid))
+    check(run(outputs, nothing), [])
+
+
+@pytest.mark.torch
+def test_detections_are_those_of_torchvision():
+    torch = pytest.importorskip("torch")
+    detection = pytest.importorskip("torchvision.models.detection")
+    heads = detection.roi_heads.RoIHeads(
+        None, None, None, 0.5, 0.5, 512, 0.25, WEIGHTS, 0.1, 0.5, 100
+    )
+    outputs, proposals = drawn(9)
+    tensor = lambda leaf: torch.tensor(np.asarray(leaf)[np.asarray(proposals.valid)])
+    # Background is torchvision's class 0 and our last one.
+    logits = tensor(jnp.roll(outputs.logits, 1, axis=1))
+    deltas = tensor(jnp.pad(outputs.deltas, ((0, 0), (1, 0), (0, 0)))).flatten(1)
+    boxes, scores, labels = heads.postprocess_detections(
+        logits, deltas, [tensor(proposals.boxes)], [tuple(int(side) for side in SIZE)]
+    )
+    rows = zip(boxes[0].numpy(), scores[0].numpy(), labels[0].numpy() - 1, strict=True)
+    check(run(outputs, proposals), list(rows))
