@@ -14,6 +14,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,7 +44,7 @@ def samples(annotations: pathlib.Path, images: pathlib.Path) -> list[Sample]:
     return found
 
 
-def _sample(coco: COCO, path: pathlib.Path, objects: list[dict], labels: dict[int, int]) -> Sample:
+def _sample(coco: COCO, path: pathlib.Path, objects: list[Any], labels: dict[int, int]) -> Sample:
     pixels = cv2.imread(str(path))
     if pixels is None:
         raise SystemExit(f"{path} cannot be read as a picture.")
@@ -66,7 +67,8 @@ def _sample(coco: COCO, path: pathlib.Path, objects: list[dict], labels: dict[in
 def step_seconds(data: Sequence[Sample], steps: int) -> list[float]:
     """Wall seconds of every step but the first `SKIPPED`."""
     model = peer.mask_rcnn(SHORT, LONG).train()
-    model.transform._skip_resize = True  # noqa: SLF001, the pictures have their size
+    parts: Any = model
+    parts.transform._skip_resize = True  # noqa: SLF001, the pictures have their size
     trained = [p for p in model.parameters() if p.requires_grad]
     sgd = torch.optim.SGD(trained, LR * WARMUP_FROM, momentum=MOMENTUM, weight_decay=DECAY)
     order, seconds = itertools.cycle(data), []
@@ -75,7 +77,7 @@ def step_seconds(data: Sequence[Sample], steps: int) -> list[float]:
         began = time.perf_counter()
         losses = model(list(images), list(targets))
         sgd.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        torch.stack([*losses.values()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
         sgd.step()
         seconds.append(time.perf_counter() - began)

@@ -81,14 +81,14 @@ def settle(model: MaskRCNN, image: np.ndarray, *, detections: int) -> int:
 
 def _vary_norms(backbone: nn.Module) -> None:
     """Statistics that no norm shares, around values that keep the activations in range."""
-    module: Any
     for name, module in backbone.named_modules():
         if isinstance(module, FrozenBatchNorm2d):
+            norm: Any = module
             closes_block = name.endswith("bn3")
-            module.weight.uniform_(*((0.2, 0.4) if closes_block else (0.7, 1.3)))
-            module.bias.normal_(0.0, 0.1)
-            module.running_mean.normal_(0.0, 0.1)
-            module.running_var.uniform_(0.7, 1.3)
+            norm.weight.uniform_(*((0.2, 0.4) if closes_block else (0.7, 1.3)))
+            norm.bias.normal_(0.0, 0.1)
+            norm.running_mean.normal_(0.0, 0.1)
+            norm.running_var.uniform_(0.7, 1.3)
 
 
 def _spread(layer: Any, outputs: torch.Tensor, std: float) -> None:

@@ -41,6 +41,7 @@ SIZES = {
     "mask.convs": 1,
     "mask.dim": 16,
     "test.detections": 5,
+    "test.score_threshold": 0.0,
     "test.candidates": 50,
     "data.train.short_sides": (64,),
     "data.train.long_side": 96,

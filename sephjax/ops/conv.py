@@ -180,7 +180,12 @@ def _cpu_input_gradient(x: Array, kernel: Array, dy: Array, stride: int, pads: P
         zero = jnp.zeros((), dy.dtype)
         return lax.pad(pixels, zero, ((0, 0, 0), *low_high_inner, (0, 0, 0)))
     if stride == 1:
-        return jax.vjp(lambda x: _lax_conv(x, kernel, stride, pads), x)[1](dy)[0]
+        # The barrier: without it, inside a branch, XLA folds the transpose into the convolution's
+        # axis order, which leaves the fast library (mask branch: 2.03 instead of 0.56 CPU s).
+        flipped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+        sides = zip(kernel.shape[:2], pads, strict=True)
+        back = tuple((taps - 1 - low, taps - 1 - high) for taps, (low, high) in sides)
+        return _lax_conv(dy, flipped, 1, back)
     return _strided_input_gradient(x, kernel, dy, stride, pads)
 
 
