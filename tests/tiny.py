@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from configs import demo
-from sephjax import main, observe
+from sephjax import observe
 from sephjax.input.schedule import stream
 from sephjax.input.shapes import CATEGORIES, draw
 
@@ -91,6 +91,9 @@ class Told(NamedTuple):
 
 def command(*words: str) -> Told:
     """Runs `sephjax.main` in this process."""
+    # Not above: `-m sephjax.main` with a config file that imports this one would define flags twice.
+    from sephjax import main
+
     argv = ["sephjax", *words]
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -124,7 +127,8 @@ def refused(*words: str) -> str:
     return told.err
 
 
-def _settings(folder: pathlib.Path) -> dict[str, Any]:
+def _settings(factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or factory.getbasetemp() / "compiled"
     return {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(folder),
@@ -135,7 +139,7 @@ def _settings(folder: pathlib.Path) -> dict[str, Any]:
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory: pytest.TempPathFactory):
     """Quick compilation; no TensorBoard, whose TensorFlow warns about itself while it starts."""
-    settings = _settings(tmp_path_factory.getbasetemp() / "compiled")
+    settings = _settings(tmp_path_factory)
     before = {name: jax.config.values[name] for name in settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(observe, "_Events", _NoEvents)
@@ -161,7 +165,7 @@ class _NoEvents:
 
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process that compiles as quickly."""
-    settings = _settings(tmp_path_factory.getbasetemp() / "compiled")
+    settings = _settings(tmp_path_factory)
     return os.environ | {"JAX_PLATFORMS": "cpu"} | {k.upper(): str(v) for k, v in settings.items()}
 
 

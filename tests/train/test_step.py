@@ -19,6 +19,7 @@ def make(**changes):
     config = narrow.config(**({"optimizer.lr": 0.005, "optimizer.clip": 10.0} | changes))
     model = build.model(config, narrow.CLASSES)
     params, frozen = narrow.draw(model)
+    params["box_head"]["logits"]["kernel"] *= 0.05  # all classes start nearly alike
     mask = optimizer.frozen_mask(params, FREEZE)
     trained, fixed = optimizer.split_by_mask(params, mask)
     tx = optimizer.make_optimizer(config, trained, optimizer.parameter_names(fixed))
@@ -73,9 +74,11 @@ def test_bfloat16_keeps_float32_parameters_and_nearly_the_loss(run, batch):
     after, scalars = train_step(state, batch)
     kept = {leaf.dtype for leaf in jax.tree.leaves((after.params, after.opt_state))}
     assert kept <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
-    # bfloat16 rounds each product's inputs by 2^-9 = 0.2%; over twenty layers that is about 1% of a
-    # logit. Anchors are sampled by the same random numbers, so the RPN's terms are within that;
-    # proposals near a threshold may change places, which exchanges some of the few sampled ROIs.
+    # bfloat16 rounds what enters a product by 2^-9 = 0.2%, and rounding errors of many products
+    # average out; the same anchors are sampled, so the RPN's terms differ by that. A proposal near
+    # a threshold may change places, which exchanges a few of the sixteen ROIs an image: the box
+    # head's terms, and so the total, are less close.
     wide = run[2][0]
-    for name, rel in (("loss/rpn_cls", 0.03), ("loss/rpn_box", 0.03), ("loss", 0.2)):
-        assert float(scalars[name]) == pytest.approx(wide[name], rel=rel)
+    for name, rel in (("rpn_cls", 0.01), ("rpn_box", 0.01), ("mask", 0.02), ("roi_box", 0.3)):
+        assert float(scalars[f"loss/{name}"]) == pytest.approx(wide[f"loss/{name}"], rel=rel)
+    assert float(scalars["loss"]) == pytest.approx(wide["loss"], rel=0.1)
