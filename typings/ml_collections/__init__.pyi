@@ -1,4 +1,4 @@
-"""What the type checker knows of ml_collections: a config's values are Any, keys are checked at run time."""
+"""What the type checker knows of ml_collections: values are Any, keys are checked at run time."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
