@@ -14,7 +14,9 @@ def get_config() -> ConfigDict:
     config.lineage = ("base",)  # parents, oldest first; written by `_chain.resolve`
     config.seed = 0  # of the initial weights, the data order, augmentation and sampling
     config.compute_dtype = "float32"  # of convolutions and matmuls; parameters stay float32
-    config.initializers = "detectron2"  # of everything but the backbone: detectron2 | torchvision | xavier
+    config.initializers = (
+        "detectron2"  # of everything but the backbone: detectron2 | torchvision | xavier
+    )
     config.mask_padding = (
         True  # features, anchors and norms see the picture only, never its padding
     )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -19,12 +20,14 @@ def rpn_losses(
     weights: tuple[float, float, float, float],
     samples: int,
     normalizer: str,
+    size: Float[Array, "b 2"],
 ) -> dict[str, Float[Array, ""]]:
     """`rpn_cls` and `rpn_box`.
 
     Both are sums over the sampled anchors divided by images * samples ("images_times_samples":
     detectron2 and the series) or by the number really sampled ("sampled": torchvision). Without
-    positives `rpn_box` is 0 with a zero gradient.
+    positives `rpn_box` is 0 with a zero gradient. With `box_loss` "giou" the decoded boxes are clipped
+    to the picture, whose height and width are `size` (EXPERIMENTS 3.5).
     """
     sampled = jnp.logical_or(targets.positive, targets.negative)
     if normalizer == "images_times_samples":
@@ -34,24 +37,32 @@ def rpn_losses(
     entropy = elementwise.sigmoid_cross_entropy(
         outputs.logits, targets.positive.astype(jnp.float32)
     )
-    rows = _box_rows(outputs, targets, anchors, box_loss, weights)
+    if box_loss["name"] == "giou":
+        rows = _giou_rows(outputs, targets, anchors, weights, size)
+    else:
+        rows = _smooth_l1_rows(outputs, targets, anchors, weights, box_loss["beta"])
     return {
         "rpn_cls": jnp.sum(jnp.where(sampled, entropy, 0.0)) / count,
         "rpn_box": jnp.sum(jnp.where(targets.positive, rows, 0.0)) / count,
     }
 
 
-def _box_rows(
-    outputs: RpnOutputs, targets: RpnTargets, anchors: Array, box_loss: dict[str, Any], weights: Any
-) -> Float[Array, "b n"]:
-    shape = targets.boxes.shape
-    references = jnp.broadcast_to(anchors[None], shape).reshape(-1, 4)
+def _goal(targets: RpnTargets, anchors: Array) -> Float[Array, "b n 4"]:
     # A row that is no positive is computed on its own anchor: finite, then masked.
-    goal = jnp.where(targets.positive[:, :, None], targets.boxes, anchors[None]).reshape(-1, 4)
-    deltas = outputs.deltas.reshape(-1, 4)
-    if box_loss["name"] == "giou":
-        rows = elementwise.giou_loss(box_ops.decode(references, deltas, weights=weights), goal)
-    else:
-        error = deltas - box_ops.encode(references, goal, weights=weights)
-        rows = jnp.sum(elementwise.smooth_l1(error, beta=box_loss["beta"]), axis=-1)
-    return rows.reshape(shape[:2])
+    return jnp.where(targets.positive[:, :, None], targets.boxes, anchors[None])
+
+
+def _giou_rows(
+    outputs: RpnOutputs, targets: RpnTargets, anchors: Array, weights: Any, size: Array
+) -> Float[Array, "b n"]:
+    references = jnp.broadcast_to(anchors[None], outputs.deltas.shape)
+    decoded = box_ops.decode(references, outputs.deltas, weights=weights)
+    return elementwise.giou_loss(jax.vmap(box_ops.clip)(decoded, size), _goal(targets, anchors))
+
+
+def _smooth_l1_rows(
+    outputs: RpnOutputs, targets: RpnTargets, anchors: Array, weights: Any, beta: float
+) -> Float[Array, "b n"]:
+    references = jnp.broadcast_to(anchors[None], outputs.deltas.shape)
+    wanted = box_ops.encode(references, _goal(targets, anchors), weights=weights)
+    return jnp.sum(elementwise.smooth_l1(outputs.deltas - wanted, beta=beta), axis=-1)

@@ -28,7 +28,9 @@ def total_loss(
         roi: arguments of `box_losses` beyond the outputs.
         scales: factor of each term; terms are reported scaled, so that they sum to `loss`.
     """
-    terms = rpn_losses.rpn_losses(outputs.rpn, outputs.rpn_targets, outputs.anchors, **rpn)
+    terms = rpn_losses.rpn_losses(
+        outputs.rpn, outputs.rpn_targets, outputs.anchors, size=size, **rpn
+    )
     terms |= roi_losses.box_losses(outputs.boxes, outputs.rois, size=size, **roi)
     if outputs.mask_sum is not None:
         positives = jnp.sum(outputs.rois.positive, dtype=jnp.float32)

@@ -19,6 +19,7 @@ OPTIONS = {
     "weights": (1.0, 1.0, 1.0, 1.0),
     "samples": 256,
     "normalizer": "images_times_samples",
+    "size": jnp.full((IMAGES, 2), 200.0),
 }
 
 
@@ -87,6 +88,18 @@ def test_the_giou_loss_of_zero_deltas_is_that_of_the_anchors():
     targets = RpnTargets(boxes, targets.positive, targets.negative)
     found = losses(outputs, targets, box_loss={"name": "giou"})
     np.testing.assert_allclose(found["rpn_box"], 0.5 * IMAGES / (IMAGES * 256), rtol=1e-5)
+
+
+def test_the_giou_loss_sees_boxes_clipped_to_the_picture():
+    outputs, targets = batch(positives=ANCHORS, sampled=ANCHORS)
+    outputs = RpnOutputs(outputs.logits, jnp.zeros_like(outputs.deltas))
+    size = jnp.full((IMAGES, 2), 60.0)
+    boxes = jnp.broadcast_to(jnp.minimum(BOXES, 60.0)[None], (IMAGES, ANCHORS, 4))
+    inside = jnp.all(BOXES[:, :2] < 59.0, axis=1)  # some of it is in the picture
+    targets = RpnTargets(boxes, targets.positive & inside[None], targets.negative)
+    found = losses(outputs, targets, box_loss={"name": "giou"}, size=size)
+    assert bool(jnp.any(jnp.any(BOXES[:, 2:] > 60.0, axis=1) & inside))
+    np.testing.assert_allclose(found["rpn_box"], 0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["smooth_l1", "giou"])
