@@ -1,7 +1,7 @@
 """The overfit run beside torchvision's: `python -m benchmarks.overfit_curve WORKDIR OUTPUT.png`.
 
-torchvision's curve was measured once with the same weights, images and recipe on a 2-core machine (one
-seed); it is printed here as published numbers, not run again.
+torchvision's curve was measured once with the same weights, images and recipe on a 2-core machine
+(one seed); it is printed here as published numbers, not run again.
 """
 
 import argparse

@@ -91,7 +91,7 @@ class Told(NamedTuple):
 
 def command(*words: str) -> Told:
     """Runs `sephjax.main` in this process."""
-    # Not above: `-m sephjax.main` with a config file that imports this one would define flags twice.
+    # Not above: a config file that imports this one would define the flags of main twice.
     from sephjax import main
 
     argv = ["sephjax", *words]

@@ -26,8 +26,8 @@ def rpn_losses(
 
     Both are sums over the sampled anchors divided by images * samples ("images_times_samples":
     detectron2 and the series) or by the number really sampled ("sampled": torchvision). Without
-    positives `rpn_box` is 0 with a zero gradient. With `box_loss` "giou" the decoded boxes are clipped
-    to the picture, whose height and width are `size` (EXPERIMENTS 3.5).
+    positives `rpn_box` is 0 with a zero gradient. With `box_loss` "giou" the decoded boxes are
+    clipped to the picture, whose height and width are `size` (EXPERIMENTS 3.5).
     """
     sampled = jnp.logical_or(targets.positive, targets.negative)
     if normalizer == "images_times_samples":
