@@ -113,7 +113,8 @@ def _load_keras(
     if pathlib.Path(path).is_file() and not zipfile.is_zipfile(path):
         raise UserError(f"init.path={path} is no npz file; give the one that init.format names.")
     try:
-        return keras.load_keras_resnet50(path, params, frozen, back.layout, back.depth)
+        eps = back.norm_eps or None
+        return keras.load_keras_resnet50(path, params, frozen, back.layout, back.depth, eps=eps)
     except UserError as error:
         raise UserError(_first_lines(str(error), workdir / "weights.txt")) from error
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
