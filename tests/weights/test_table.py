@@ -78,7 +78,8 @@ def test_what_may_be_absent_is_reported():
     assert "neck/kernel" not in arrays
     assert report.unused == ("stray",)
     assert report.missing == ("neck/kernel",)
-    assert str(report).splitlines()[-1] == "3 used, 1 unused, 1 missing"
+    last = str(report).splitlines()[-1]
+    assert last == "3 used, 1 unused (stray), 1 missing (neck/kernel)"
     assert any(line.split() == ["head/bias", "fc.bias"] for line in str(report).splitlines())
 
 
