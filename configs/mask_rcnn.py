@@ -1,7 +1,7 @@
 """Mask R-CNN with today's conventions (detectron2's), R50-FPN.
 
-Published for the 1x recipe (detectron2 model zoo, 3.0 schedule units of 90,000 steps at batch 16):
-box AP 38.6, mask AP 35.2. Not run here in full; `overfit` is measured in docs/RESULTS.md.
+Published for the 1x recipe (detectron2 model zoo; 90,000 steps at batch 16): box AP 38.6, mask
+AP 35.2. Not run here in full; `overfit` is measured in docs/RESULTS.md.
 """
 
 from ml_collections import ConfigDict
