@@ -9,6 +9,15 @@ from ml_collections import ConfigDict
 from configs import base
 from configs._chain import Row, resolve
 
+SIXTEEN = {  # trained on and evaluated on
+    "annotations": "",
+    "images": "",
+    "split": "train",
+    "limit": 16,
+    "short_sides": (320,),
+    "long_side": 480,
+    "aspects": (),
+}
 ROWS = {
     "": Row(None, "Mask R-CNN R50-FPN 1x", {}, "box 38.6, mask 35.2 (detectron2 model zoo)"),
     "box_only": Row(
@@ -81,24 +90,8 @@ ROWS = {
         "torchvision_msra",
         "can it learn 16 real pictures by heart in 500 steps?",
         {
-            "data.train": {
-                "annotations": "",
-                "images": "",
-                "split": "train",
-                "limit": 16,
-                "short_sides": (320,),
-                "long_side": 480,
-                "aspects": (),
-            },
-            "data.eval": {
-                "annotations": "",
-                "images": "",
-                "split": "train",
-                "limit": 16,
-                "short_sides": (320,),
-                "long_side": 480,
-                "aspects": (),
-            },
+            "data.train": SIXTEEN,
+            "data.eval": SIXTEEN,
             "train": {"steps": 500, "batch": 2, "log_every": 10},
             "eval": {"every": 100, "batch": 2, "backend": "pycocotools"},
             "checkpoint": {"every": 100, "keep": 1},
