@@ -77,11 +77,10 @@ ROWS = {
     ),
     "torchvision_msra": Row(
         "torchvision",
-        "torchvision's losses and initial weights, half-pixel ROIAlign, on an MSRA backbone",
+        "torchvision's losses and initial weights on an MSRA backbone",
         {
             "initializers": "torchvision",
             "mask_padding": True,
-            "roi.pooler.aligned": True,
             "backbone.layout": "msra",
             "init.format": "keras",
         },
