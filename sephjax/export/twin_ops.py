@@ -12,6 +12,7 @@ from torchvision.ops import nms as torchvision_nms
 from torchvision.ops import roi_align as torchvision_roi_align
 
 DELTA_CLAMP = math.log(1000 / 16)  # of dw and dh: detectron2, torchvision
+ROUNDING = 1e-3  # cells: a point on the border may be computed to lie this far beyond it
 
 
 def cell_anchors(
@@ -154,9 +155,9 @@ def _points(
     if count == 1:
         at = (0.5 * (low + high))[:, None]
     else:
-        step = (high - low) / (count - 1)
-        at = low[:, None] + torch.arange(count, device=edges.device) * step[:, None]
-    inside = (at >= 0) & (at <= cells - 1)
+        share = torch.linspace(0, 1, count, device=edges.device)
+        at = torch.lerp(low[:, None], high[:, None], share)
+    inside = (at >= -ROUNDING) & (at <= cells - 1 + ROUNDING)
     return at * (2 / max(cells - 1, 1)) - 1, inside
 
 
