@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from sephjax.ops import roi_gather, roi_scan
 from sephjax.ops.roi_taps import Axis, Taps, bilinear, level_sizes
 
-# Cells beyond the map up to which a point of `crop_and_max_pool` reads the border: the last point of
-# a box that ends at the canvas' edge lies on it but for rounding, which differs by compiler.
+# Cells beyond the map up to which `crop_and_max_pool` reads the border: the last point of a box
+# that ends at the canvas' edge lies on it but for rounding, which differs by compiler.
 _ROUNDING = 1e-3
 
 

@@ -12,7 +12,6 @@ from sephjax import build
 from sephjax.export import torch as export
 from sephjax.train import step
 from sephjax.types import Batch, Truth
-from sephjax.weights import table
 from tests import narrow
 
 CLASSES = 5
@@ -57,17 +56,24 @@ def draw(model, seed=0):
     return jax.tree.map_with_path(leaf, model.abstract)
 
 
+def drawn(config, seed=0):
+    """A twin, the model, and the weights of both."""
+    model = build.model(config, CLASSES)
+    params, frozen = draw(model, seed)
+    twin = export.build_twin(config, CLASSES)
+    export.load_twin(twin, params, frozen)
+    return twin, model, params, frozen
+
+
 def settled(config, batch, seed=0):
     """A twin and its weights, whose predictors have the spread of a trained model's on `batch`."""
     import torch
 
-    params, frozen = draw(build.model(config, CLASSES), seed)
-    twin = export.build_twin(config, CLASSES)
+    twin, _, params, frozen = drawn(config, seed)
     images, size = torch.from_numpy(batch.image), torch.from_numpy(batch.size)
     for name, (part, layer) in PREDICTORS.items():
         if part not in params:
             continue
-        export.load_twin(twin, params, frozen)
         out = twin(images, size)
         if name == "masks":
             values = torch.logit(torch.cat([rows["masks"] for rows in out["detections"]]))
@@ -75,7 +81,7 @@ def settled(config, batch, seed=0):
             values = out[name] if name.startswith("rpn") else torch.cat(out[name])
         factor = np.float32(SPREAD[name] / float(values[torch.isfinite(values)].std()))
         params[part][layer]["kernel"] *= factor
-    export.load_twin(twin, params, frozen)
+        export.load_twin(twin, params, frozen)
     return twin, params, frozen
 
 
@@ -131,7 +137,3 @@ def paired(boxes, theirs, labels=None, their_labels=None):
     assert sorted(mate) == list(range(len(theirs)))
     assert overlap[np.arange(len(mate)), mate].min() >= 0.999
     return mate
-
-
-def flat(params, frozen):
-    return table.flatten(params) | table.flatten(frozen)
