@@ -60,13 +60,22 @@ def group_moments(
         extents: The cells that count; a sample without any counts everywhere.
     """
     if extents is None or x.ndim == 2:
-        pairs = torch.var_mean(x.reshape(len(x), groups, -1), dim=2, correction=0)
+        parts = [x]
     else:
-        crops = [x[i, :, :h, :w] if h * w else x[i] for i, (h, w) in enumerate(extents)]
-        rows = [torch.var_mean(crop.reshape(groups, -1), dim=1, correction=0) for crop in crops]
-        pairs = tuple(torch.stack(part) for part in zip(*rows, strict=True))
+        parts = [
+            x[i : i + 1, :, :h, :w] if h * w else x[i : i + 1] for i, (h, w) in enumerate(extents)
+        ]
+    rows = []
+    for part in parts:
+        cells = math.prod(part.shape[1:]) // groups  # not -1: there may be no sample
+        grouped = part.reshape(len(part), groups, cells)
+        mean = grouped.mean(dim=2, keepdim=True)
+        rows.append(((grouped - mean).square().mean(dim=2), mean[:, :, 0]))
     shape = (len(x), x.shape[1], *[1] * (x.ndim - 2))
-    variance, mean = (part.repeat_interleave(x.shape[1] // groups, 1).view(shape) for part in pairs)
+    variance, mean = (
+        torch.cat(part).repeat_interleave(x.shape[1] // groups, 1).view(shape)
+        for part in zip(*rows, strict=True)
+    )
     return variance, mean
 
 

@@ -52,6 +52,7 @@ CASES = {
     "msra-gn-modern-convolutions": MODERN
     | {
         "backbone.depth": 50,
+        "backbone.width": 16,
         "backbone.layout": "msra",
         "backbone.norm": "gn",
         "fpn.norm": "gn",
