@@ -15,14 +15,6 @@ from sephjax.types import Batch, Truth
 from tests import narrow
 
 CLASSES = 5
-SPREAD = {"rpn_logits": 3.0, "rpn_deltas": 0.3, "box_logits": 2.0, "box_deltas": 0.5, "masks": 3.0}
-PREDICTORS = {
-    "rpn_logits": ("rpn", "logits"),
-    "rpn_deltas": ("rpn", "deltas"),
-    "box_logits": ("box_head", "logits"),
-    "box_deltas": ("box_head", "deltas"),
-    "masks": ("mask_head", "predictor"),
-}
 
 
 def pictures(folder, canvas=(192, 256), sizes=((192, 256), (150, 211))) -> Batch:
@@ -70,18 +62,25 @@ def settled(config, batch, seed=0):
     import torch
 
     twin, _, params, frozen = drawn(config, seed)
-    images, size = torch.from_numpy(batch.image), torch.from_numpy(batch.size)
-    for name, (part, layer) in PREDICTORS.items():
-        if part not in params:
-            continue
-        out = twin(images, size)
-        if name == "masks":
-            values = torch.logit(torch.cat([rows["masks"] for rows in out["detections"]]))
-        else:
-            values = out[name] if name.startswith("rpn") else torch.cat(out[name])
-        factor = np.float32(SPREAD[name] / float(values[torch.isfinite(values)].std()))
-        params[part][layer]["kernel"] *= factor
+    size, canvas = torch.from_numpy(batch.size), batch.image.shape[1:3]
+
+    def spread(part, **outputs):
+        for layer, (values, wanted) in outputs.items():
+            params[part][layer]["kernel"] *= np.float32(wanted / float(values.std()))
         export.load_twin(twin, params, frozen)
+
+    with torch.no_grad():
+        pyramid = twin.pyramid(torch.from_numpy(batch.image), size)
+        logits, deltas = twin.score(pyramid, size)
+        spread("rpn", logits=(logits, 3.0), deltas=(deltas, 0.3))
+        proposals = twin.propose(pyramid, *twin.score(pyramid, size), size, canvas)
+        boxes = [rows["boxes"] for rows in proposals]
+        logits, deltas = (torch.cat(part) for part in twin.classify(pyramid, boxes, canvas))
+        spread("box_head", logits=(logits, 2.0), deltas=(deltas, 0.5))
+        if config.mask.enabled:
+            found = [{"boxes": rows, "labels": torch.arange(len(rows)) % CLASSES} for rows in boxes]
+            masks = torch.logit(torch.cat(twin.masks(pyramid, found, canvas)))
+            spread("mask_head", predictor=(masks[masks.isfinite()], 3.0))
     return twin, params, frozen
 
 
