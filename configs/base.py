@@ -210,11 +210,9 @@ def roi() -> ConfigDict:
             "class_loss_scale": 1.0,
             "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou
             "box_loss_scale": 1.0,
-            "tiers": (
-                128,
-                256,
-                512,
-            ),  # the head runs on the smallest that holds an image's valid test proposals, or on all
+            # Shares of the test proposals: the head runs on the smallest that holds the valid ones
+            # of the fullest image, or on all.
+            "tiers": (0.125, 0.25, 0.5),
         }
     )
 
@@ -230,12 +228,9 @@ def mask() -> ConfigDict:
             "deconv_norm": "none",
             "pool": 14,  # cells a side; the mask has twice as many
             "loss_scale": 1.0,
-            "tiers": (
-                8,
-                16,
-                32,
-                64,
-            ),  # the head runs on the smallest that holds an image's positives, or on all
+            # Shares of the ROIs: the head runs on the smallest that holds the positives of the batch
+            # (when testing: the detections of its fullest image), or on all.
+            "tiers": (0.0625, 0.125, 0.25, 0.5),
             "binary_target": True,  # threshold the resampled ground truth at 0.5
         }
     )

@@ -40,10 +40,10 @@ class Recipe:
     rpn_weights: tuple[float, float, float, float]
     roi_targets: Callable[..., Rois]
     pooler: Pooler
-    roi_tiers: tuple[int, ...]
+    roi_tiers: tuple[float, ...]
     mask_pool: int  # cells a side of a pooled mask ROI
     mask_rois: int  # most positives an image
-    mask_tiers: tuple[int, ...]
+    mask_tiers: tuple[float, ...]
     mask_binary: bool  # threshold mask targets at 0.5
     mask_loss: Callable[..., Array]  # (logits, targets, positive) -> sum over positives
     mask_padding: bool
@@ -148,13 +148,12 @@ class Detector(nnx.Module):
 
         def loss(params, pooled, rest):
             labels, targets, positive = rest
-            flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
-            logits = head(params, flat(pooled), flat(labels)).reshape(targets.shape)
-            return recipe.mask_loss(logits, targets, positive)
+            logits = head(params, pooled[0], labels[0])
+            return recipe.mask_loss(logits[None], targets, positive)
 
-        most = jnp.max(jnp.sum(positive, axis=1, dtype=jnp.int32))
-        rest = (labels, targets, positive)
-        return tiers.tiered_sum(loss, params, pooled, rest, most, recipe.mask_tiers)
+        pooled, rest = tiers.pack((pooled, (labels, targets, positive)), positive)
+        count = jnp.sum(positive, dtype=jnp.int32)
+        return tiers.tiered_sum(loss, params, pooled, rest, count, recipe.mask_tiers)
 
     def candidates(self, batch: Batch) -> tuple[dict[str, Array], Proposals, BoxOutputs]:
         """Pyramid, test-time proposals (valid ones first) and the box head's outputs of them."""
