@@ -165,8 +165,9 @@ class Checkpoints:
             for item in WEIGHTS
             if (self.directory / str(step) / item).exists()
         }
-        got = jax.tree.map(np.asarray, self._restore(step, targets, {}))
-        return _merged(got.get("params", {}), got.get("frozen", {}))
+        got = self._restore(step, targets, {})
+        params, frozen = (jax.tree.map(np.asarray, got.get(item, {})) for item in WEIGHTS)
+        return _merged(params, frozen)
 
     def _restore(self, step: int, targets: dict[str, Any], others: dict[str, Any]) -> Any:
         for item, target in targets.items():

@@ -74,7 +74,7 @@ def write_torch(path: str, tensors: Arrays) -> None:
             _safetensors().save_file(tensors, path)
         else:
             torch = _torch()
-            torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, path)
+            torch.save({name: torch.tensor(value) for name, value in tensors.items()}, path)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{path} cannot be written ({_first(error)}); name another file."
