@@ -46,8 +46,8 @@ def get_config() -> ConfigDict:
     )
     config.init = ConfigDict(
         {
-            "format": "none",  # none (random) | keras
-            "path": "",  # file of pretrained backbone weights
+            "format": "none",  # none (random) | torchvision | timm | detectron2 | keras | slim | sephjax
+            "path": "",  # file of a backbone's or a whole detector's weights; sephjax: a workdir
         }
     )
     config.predict = ConfigDict(

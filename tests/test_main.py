@@ -68,7 +68,7 @@ def test_a_wrong_command_is_one_sentence(words, said):
         ("backbone.depth=51", "backbone.depth is 51; use 18, 34, 50 or 101"),
         ("data.source=coc", "data.source is 'coc'; use 'coco', 'tfds' or 'shapes'"),
         ("eval.backend=cocoapi", "eval.backend is 'cocoapi'"),
-        ("init.format=kears", "init.format is 'kears'; use 'none' or 'keras'"),
+        ("init.format=kears", "init.format is 'kears'; use 'none', 'torchvision', 'timm'"),
         ("train.log_every=0", "train.log_every is 0; it must be at least 1"),
         ("data.train.limit=-1", "data.train.limit is -1; it must be 0 or more"),
         ("data.eval.short_sides=(1, 2)", "an evaluation has exactly one"),
