@@ -159,7 +159,7 @@ def rpn() -> ConfigDict:
             "positive_fraction": 0.5,  # at most
             "sample_group": 1,  # images that share `samples`; 4 in the series (its batch a GPU)
             "weights": (1.0, 1.0, 1.0, 1.0),  # of dx, dy, dw, dh
-            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou
+            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou | diou | ciou
             "class_loss_scale": 1.0,
             "box_loss_scale": 1.0,
             "normalizer": "images_times_samples",  # images_times_samples | sampled
@@ -208,7 +208,7 @@ def roi() -> ConfigDict:
             "weights": (10.0, 10.0, 5.0, 5.0),
             "class_weight": "none",  # none | quadratic (min(100 (IoU - 0.5)^2, 1)) | linear (4 |IoU - 0.5|)
             "class_loss_scale": 1.0,
-            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou
+            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou | diou | ciou
             "box_loss_scale": 1.0,
             # Shares of the test proposals: the head runs on the smallest that holds the valid ones
             # of the fullest image, or on all.
