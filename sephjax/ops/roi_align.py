@@ -17,6 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 from sephjax.ops import roi_gather, roi_scan
 from sephjax.ops.roi_taps import Axis, Taps, bilinear, level_sizes
 
+# Cells beyond the map up to which `crop_and_max_pool` reads the border: the last point of a box
+# that ends at the canvas' edge lies on it but for rounding, which differs by compiler.
+_ROUNDING = 1e-3
+
 
 def roi_align(
     pyramid: Sequence[Float[Array, "b _ _ c"]],
@@ -70,10 +74,10 @@ def crop_and_max_pool(
     """The published series' pooler: TensorFlow's `crop_and_resize`, then a max pool.
 
     A box is sampled at `output_size * bins` points whose first and last lie on its edges, at
-    `relative coordinate * (cells - 1)`; a point outside the map reads 0. Each group of `bins`
-    points gives its maximum, and the first maximum its gradient; with `bins` (1, 1) nothing is
-    pooled. A single point along an axis lies at the middle of the box. Invalid ROIs give zeros
-    and pass no gradient.
+    `relative coordinate * (cells - 1)`; a point outside the map reads 0, but for a
+    thousandth of a cell. Each group of `bins` points gives its maximum, and the first maximum its
+    gradient; with `bins` (1, 1) nothing is pooled. A single point along an axis lies at the middle
+    of the box. Invalid ROIs give zeros and pass no gradient.
 
     Args:
         pyramid: features of the levels, each `[b, h_l, w_l, c]`.
@@ -159,7 +163,7 @@ def _crop_axis(low, high, size, points) -> Axis:
         step = (high - low) * last / (points - 1)
         number = jnp.arange(points, dtype=jnp.float32)[None, None]
         position = (low * last)[..., None] + number * step[..., None]
-    inside = (position >= 0.0) & (position <= last[..., None])
+    inside = (position >= -_ROUNDING) & (position <= last[..., None] + _ROUNDING)
     return bilinear(position[..., None], inside[..., None], size)
 
 

@@ -78,7 +78,9 @@ def crop_one(features, box, canvas, size, bins):
     for i, j in np.ndindex(*points):
         y = y1 * (height - 1) + i * (y2 - y1) * (height - 1) / (points[0] - 1)
         x = x1 * (width - 1) + j * (x2 - x1) * (width - 1) / (points[1] - 1)
-        if 0 <= y <= height - 1 and 0 <= x <= width - 1:
+        edge = 1e-9  # a point on the border is inside however it was rounded
+        if -edge <= y <= height - 1 + edge and -edge <= x <= width - 1 + edge:
+            y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
             crop[i, j] = bilinear(features, y, x)
     grouped = crop.reshape(size[0], bins[0], size[1], bins[1], channels)
     return grouped.max(axis=(1, 3))
@@ -222,12 +224,18 @@ def test_bfloat16_features_are_summed_in_float32(way):
 @pytest.mark.parametrize(("size", "bins"), [((4, 3), (2, 2)), ((5, 6), (1, 1))])
 def test_crop_and_max_pool_equals_a_loop_over_points(way, size, bins):
     pyramid, (boxes, levels, valid) = pyramid_of(3), boxes_of()
-    # A hair inside: at the very edge, rounding decides whether a point counts as outside.
-    boxes = np.where(boxes == 112, np.float32(111.99), np.where(boxes == 80, 79.99, boxes))
-    boxes = boxes.astype(np.float32)
     got = crop(pyramid, boxes, levels, valid, output_size=size, bins=bins)
     one = lambda features, box, _: crop_one(features, box, (80, 112), size, bins)
     np.testing.assert_allclose(got, each(one, pyramid, boxes, levels, valid), atol=1e-5)
+
+
+def test_boxes_that_end_at_the_edge_of_the_canvas_read_no_zeros(way):
+    corners = np.random.default_rng(6).uniform(0, [100, 70], (2, 100, 2))
+    ends = np.broadcast_to(np.array([112, 80]), corners.shape)
+    boxes = np.concatenate([corners, ends], axis=2).astype(np.float32)
+    levels, valid = np.zeros((2, 100), np.int32), np.ones((2, 100), bool)
+    got = crop([-np.ones((2, 20, 28, 1), np.float32)], boxes, levels, valid, output_size=(7, 7))
+    np.testing.assert_allclose(got, -1, atol=1e-6)
 
 
 def test_the_corners_of_a_whole_image_crop_are_the_corners_of_the_map(way):

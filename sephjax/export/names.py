@@ -1,0 +1,124 @@
+"""Table of the PyTorch twin: our paths, its names and how kernels are laid out; no torch here."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs._chain import plain
+from sephjax.weights import table
+
+Rules = list[table.Rule]
+POOLED = table.fc_after_pool(7, 7)  # of a box head's first dense layer
+
+
+def _layer(ours: str, theirs: str, kernel: table.Transform) -> Rules:
+    return [
+        table.Rule(f"{ours}/kernel", f"{theirs}.weight", kernel),
+        table.Rule(f"{ours}/bias", f"{theirs}.bias"),
+    ]
+
+
+def _norm(ours: str, theirs: str) -> Rules:
+    kinds = {
+        "gamma": "weight",
+        "beta": "bias",
+        "v": "v",
+        "mean": "running_mean",
+        "variance": "running_var",
+    }
+    return [table.Rule(f"{ours}/{a}", f"{theirs}.{b}") for a, b in kinds.items()]
+
+
+def _conv_tower(ours: str, theirs: str) -> Rules:
+    return [
+        *_layer(ours + "/conv{i}", theirs + ".{i}.conv", table.CONV),
+        *_norm(ours + "/norm{i}", theirs + ".{i}.norm"),
+    ]
+
+
+def _fc_tower(ours: str, theirs: str, count: int) -> Rules:
+    """`count` dense layers, the first on a pooled map."""
+    rules = _norm(ours + "/norm{i}", theirs + ".{i}.norm")
+    for i in range(count):
+        kernel = table.LINEAR if i else POOLED
+        rules += _layer(f"{ours}/fc{i}", f"{theirs}.{i}.fc", kernel)
+    return rules
+
+
+_BLOCK, _THEIR_BLOCK = "backbone/stage{s}/block{b}", "backbone.layer{s}.{b}"
+BACKBONE = [
+    *_layer("backbone/stem/conv", "backbone.stem.conv", table.CONV),
+    *_norm("backbone/stem/norm", "backbone.stem.norm"),
+    *_layer(_BLOCK + "/conv{c}", _THEIR_BLOCK + ".conv{c}", table.CONV),
+    *_norm(_BLOCK + "/norm{c}", _THEIR_BLOCK + ".norm{c}"),
+    *_layer(_BLOCK + "/shortcut_conv", _THEIR_BLOCK + ".shortcut_conv", table.CONV),
+    *_norm(_BLOCK + "/shortcut_norm", _THEIR_BLOCK + ".shortcut_norm"),
+]
+FPN = [
+    *_layer("fpn/lateral{l}", "fpn.lateral.{l}", table.CONV),
+    *_layer("fpn/output{l}", "fpn.output.{l}.conv", table.CONV),
+    *_norm("fpn/output_norm{l}", "fpn.output.{l}.norm"),
+    *_layer("fpn/extra", "fpn.extra.conv", table.CONV),
+    *_norm("fpn/extra_norm", "fpn.extra.norm"),
+]
+RPN = [
+    *_conv_tower("rpn", "rpn.convs"),
+    *_layer("rpn/logits", "rpn.logits", table.CONV),
+    *_layer("rpn/deltas", "rpn.deltas", table.CONV),
+]
+MASK = [
+    *_conv_tower("mask_head", "mask_head.tower"),
+    *_layer("mask_head/deconv", "mask_head.deconv", table.CONV_TRANSPOSE),
+    *_norm("mask_head/deconv_norm", "mask_head.deconv_norm"),
+    *_layer("mask_head/predictor", "mask_head.predictor", table.CONV),
+]
+
+
+def _predictors(logits: table.Transform, deltas: table.Transform) -> Rules:
+    return [
+        *_layer("box_head/logits", "box_head.logits", logits),
+        *_layer("box_head/deltas", "box_head.deltas", deltas),
+    ]
+
+
+def _fast_rcnn_conv_fc(options: Mapping[str, Any]) -> Rules:
+    fcs = len(options.get("fc_dims", (1024, 1024)))
+    last = table.LINEAR if fcs else POOLED
+    return [
+        *_conv_tower("box_head/tower", "box_head.tower"),
+        *_fc_tower("box_head/dense", "box_head.dense", fcs),
+        *_predictors(last, last),
+    ]
+
+
+def _separate(options: Mapping[str, Any]) -> Rules:
+    del options
+    return [
+        *_conv_tower("box_head/classify", "box_head.classify"),
+        *_conv_tower("box_head/refine", "box_head.refine"),
+        *_predictors(POOLED, POOLED),
+    ]
+
+
+def _separate_v2(options: Mapping[str, Any]) -> Rules:
+    fcs = len(options.get("fc_dims", (1024, 1024)))
+    return [
+        *_fc_tower("box_head/classify", "box_head.classify", fcs),
+        *_conv_tower("box_head/refine", "box_head.refine"),
+        *_predictors(table.LINEAR, POOLED),
+    ]
+
+
+BOX_HEADS: dict[str, Callable[[Mapping[str, Any]], Rules]] = {
+    "fast_rcnn_conv_fc": _fast_rcnn_conv_fc,
+    "separate": _separate,
+    "separate_v2": _separate_v2,
+}
+
+
+def rules(config: ConfigDict) -> Rules:
+    """The table of a config's model. A head's option that is left out is the head's default."""
+    options = plain(config.roi.head)
+    head = BOX_HEADS[options["name"]](options)
+    return [*BACKBONE, *FPN, *RPN, *head, *MASK]

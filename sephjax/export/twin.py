@@ -1,0 +1,209 @@
+"""The PyTorch twin: the configured detector in plain PyTorch, for comparison and for PyTorch users.
+
+It is written from the model's definition and on torch's own operators, so that it checks sephjax
+instead of repeating it. It infers only, in float32 whatever `compute_dtype` says. To add a
+component: its class, an entry in the menu where its kind is chosen, its rules in `names.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+
+from configs._chain import plain
+from sephjax.export import twin_ops as ops
+from sephjax.export import twin_proposals
+from sephjax.export.twin_backbone import FPN, ResNet
+from sephjax.export.twin_heads import BOX_HEADS, SIDE, MaskHead, RPNHead
+from sephjax.export.twin_layers import Extents
+
+Pyramid = Mapping[str, torch.Tensor]
+Rows = dict[str, torch.Tensor]
+
+
+class Twin(nn.Module):
+    """Backbone, neck, RPN, box head and, if the config has one, mask head.
+
+    Attributes:
+        config: What it was built from.
+        classes: Number of classes, without background.
+    """
+
+    def __init__(self, config: ConfigDict, classes: int):
+        super().__init__()
+        self.config, self.classes = config, classes
+        back, neck, rpn, roi, mask = (
+            config.backbone, config.fpn, config.rpn, config.roi, config.mask,
+        )  # fmt: skip
+        self.backbone = ResNet(back.depth, back.layout, back.norm, back.norm_eps, back.width)
+        inputs = {name: self.backbone.channels[name] for name in neck.inputs}
+        self.fpn = FPN(inputs, neck.channels, neck.norm, neck.extra)
+        self.rpn = RPNHead(neck.channels, len(config.anchors.ratios), rpn.convs, rpn.norm)
+        options = plain(roi.head)
+        head = BOX_HEADS[options.pop("name")]
+        self.box_head = head(neck.channels, classes, roi.class_agnostic, **options)
+        self.mask_head = None
+        if mask.enabled:
+            self.mask_head = MaskHead(
+                neck.channels, classes, mask.convs, mask.dim, mask.norm, mask.deconv_norm
+            )
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor, size: torch.Tensor) -> dict[str, Any]:
+        """Every stage on a batch.
+
+        Args:
+            images: uint8 RGB, [b, h, w, 3]; each picture lies top-left on the canvas.
+            size: Height and width of each picture, [b, 2].
+
+        Returns:
+            `pyramid`: {level: [b, c, h, w]}; `rpn_logits` [b, n], `rpn_deltas` [b, n, 4];
+            `proposals`: a list with `boxes` [p, 4] and `scores` [p] of each picture; `box_logits`
+            and `box_deltas`: lists of [p, k + 1] and [p, k, 4]; `detections`: a list with `boxes`
+            [d, 4], `scores` [d], `labels` [d] and, with a mask head, `masks` [d, s, s]
+            (probabilities in the frame of the box), best first.
+        """
+        canvas = images.shape[1:3]
+        pyramid = self.pyramid(images, size)
+        rpn_logits, rpn_deltas = self.score(pyramid, size)
+        proposals = self.propose(pyramid, rpn_logits, rpn_deltas, size, canvas)
+        boxes = [rows["boxes"] for rows in proposals]
+        box_logits, box_deltas = self.classify(pyramid, boxes, canvas)
+        detections = self.detect(box_logits, box_deltas, boxes, size)
+        if self.mask_head is not None:
+            masks = self.masks(pyramid, detections, canvas)
+            detections = [
+                rows | {"masks": part} for rows, part in zip(detections, masks, strict=True)
+            ]
+        return {
+            "pyramid": pyramid,
+            "rpn_logits": rpn_logits,
+            "rpn_deltas": rpn_deltas,
+            "proposals": proposals,
+            "box_logits": box_logits,
+            "box_deltas": box_deltas,
+            "detections": detections,
+        }
+
+    def pyramid(self, images: torch.Tensor, size: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Feature maps p2 or p3 to p6."""
+        sizes = self._sizes(size)
+        return self.fpn(self.backbone(images, sizes), sizes)
+
+    def score(self, pyramid: Pyramid, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """RPN logits and deltas of all anchors."""
+        return self.rpn(pyramid, self._sizes(size))
+
+    def _sizes(self, size: torch.Tensor) -> Extents:
+        """What padding is kept from; None if the config lets it act."""
+        return pictures(size) if self.config.mask_padding else None
+
+    def propose(
+        self,
+        pyramid: Pyramid,
+        logits: torch.Tensor,
+        deltas: torch.Tensor,
+        size: torch.Tensor,
+        canvas: Sequence[int],
+    ) -> list[Rows]:
+        """Proposals of every picture."""
+        shapes = {name: maps.shape[2:] for name, maps in pyramid.items()}
+        anchors = twin_proposals.anchors_of(self.config.anchors, canvas, shapes, logits.device)
+        levels = list(anchors.values())
+        counts = [len(level) for level in levels]
+        return [
+            twin_proposals.propose(
+                logits[i].split(counts),
+                deltas[i].split(counts),
+                levels,
+                picture,
+                rule=plain(self.config.rpn.proposals),
+                weights=self.config.rpn.weights,
+                inside_only=self.config.mask_padding,
+            )
+            for i, picture in enumerate(pictures(size))
+        ]
+
+    def pool(
+        self, pyramid: Pyramid, boxes: Sequence[torch.Tensor], canvas: Sequence[int], side: int
+    ) -> torch.Tensor:
+        """Features of the ROIs of all pictures in one row, [n, c, side, side]."""
+        roi, levels = self.config.roi, list(self.config.roi.levels)
+        options = plain(roi.pooler)
+        kind = options.pop("name")
+        pooled = []
+        for i, rows in enumerate(boxes):
+            index = ops.levels_of(rows, plain(roi.canonical), levels)
+            found = rows.new_zeros(len(rows), pyramid[levels[0]].shape[1], side, side)
+            for j, name in enumerate(levels):
+                here, maps = rows[index == j], pyramid[name][i]
+                if kind == "crop_max":
+                    found[index == j] = ops.crop_max(maps, here, canvas, side, **options)
+                else:
+                    stride = 2 ** int(name[1:])
+                    found[index == j] = ops.roi_align(maps, here, stride, side, **options)
+            pooled.append(found)
+        return torch.cat(pooled)
+
+    def classify(
+        self, pyramid: Pyramid, boxes: Sequence[torch.Tensor], canvas: Sequence[int]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Class logits and box deltas of the proposals of every picture."""
+        logits, deltas = self.box_head(self.pool(pyramid, boxes, canvas, SIDE))
+        counts = [len(rows) for rows in boxes]
+        return list(logits.split(counts)), list(deltas.split(counts))
+
+    def detect(
+        self,
+        logits: Sequence[torch.Tensor],
+        deltas: Sequence[torch.Tensor],
+        boxes: Sequence[torch.Tensor],
+        size: torch.Tensor,
+    ) -> list[Rows]:
+        """Detections of every picture, best first, without masks."""
+        parts = zip(logits, deltas, boxes, pictures(size), strict=True)
+        return [detections(*part, self.config.roi.weights, self.config.test) for part in parts]
+
+    def masks(
+        self, pyramid: Pyramid, found: Sequence[Rows], canvas: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Mask probabilities of the detections of every picture."""
+        assert self.mask_head is not None
+        boxes = [rows["boxes"] for rows in found]
+        pooled = self.pool(pyramid, boxes, canvas, self.config.mask.pool)
+        masks = self.mask_head(pooled, torch.cat([rows["labels"] for rows in found]))
+        return list(torch.sigmoid(masks).split([len(rows) for rows in boxes]))
+
+
+def pictures(size: torch.Tensor) -> list[tuple[int, int]]:
+    """`size` [b, 2] as numbers."""
+    return [(int(height), int(width)) for height, width in size]
+
+
+def detections(
+    logits: torch.Tensor,
+    deltas: torch.Tensor,
+    proposals: torch.Tensor,
+    size: tuple[int, int],
+    weights: Sequence[float],
+    test: Any,
+) -> Rows:
+    """Detections of one picture, as `config.test` has it: threshold, decode, NMS by class."""
+    scores = logits.softmax(dim=1)[:, :-1]
+    usable = scores > test.score_threshold
+    if test.one_class_per_box and len(scores):
+        best = torch.zeros_like(usable).scatter_(1, scores.argmax(dim=1, keepdim=True), 1)
+        usable &= best
+    rows, labels = torch.where(usable)
+    scores = scores[rows, labels]
+    order = ops.best_first(scores, test.candidates)
+    rows, labels, scores = rows[order], labels[order], scores[order]
+    moves = deltas[rows, labels if deltas.shape[1] > 1 else torch.zeros_like(labels)]
+    boxes = ops.decode(proposals[rows], moves, weights, size)
+    there = ops.nonempty(boxes)
+    boxes, labels, scores = boxes[there], labels[there], scores[there]
+    kept = ops.nms(boxes, scores, test.nms, groups=labels, inclusive=test.nms_inclusive)
+    kept = kept[: test.detections]
+    return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}

@@ -1,0 +1,171 @@
+"""RPN, box and mask heads of the PyTorch twin; `BOX_HEADS` is the menu of `roi.head.name`."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sephjax.export.twin_layers import ConvNorm, Extents, LinearNorm, conv, extents_at, make_norm
+
+SIDE = 7  # cells a side of a pooled ROI of the box head
+
+
+class RPNHead(nn.Module):
+    """3x3 convolutions on every level, then 1x1 to a logit and four deltas an anchor."""
+
+    def __init__(self, channels: int, anchors: int, convs: int, norm: str):
+        """The 3x3 convolutions keep their bias under a norm too."""
+        super().__init__()
+        self.convs = nn.ModuleList(
+            ConvNorm(channels, channels, 3, norm, bias=True) for _ in range(convs)
+        )
+        self.logits = conv(channels, anchors, 1)
+        self.deltas = conv(channels, 4 * anchors, 1)
+
+    def forward(
+        self, pyramid: Mapping[str, torch.Tensor], sizes: Extents
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [b, n] and deltas [b, n, 4]: level by level, row by row, anchors innermost."""
+        logits, deltas = [], []
+        for name, x in pyramid.items():
+            extents = extents_at(sizes, 2 ** int(name[1:]))
+            for layer in self.convs:
+                x = layer(x, extents)
+            logits.append(self.logits(x).permute(0, 2, 3, 1).reshape(len(x), -1))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+        return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+
+
+def conv_tower(channels: int, dims: Sequence[int], norm: str) -> nn.Sequential:
+    """3x3 convolutions at constant size."""
+    widths = [channels, *dims]
+    return nn.Sequential(*(ConvNorm(a, b, 3, norm) for a, b in itertools.pairwise(widths)))
+
+
+def fc_tower(channels: int, dims: Sequence[int], norm: str) -> nn.Sequential:
+    """Dense layers."""
+    widths = [channels, *dims]
+    return nn.Sequential(*(LinearNorm(a, b, norm) for a, b in itertools.pairwise(widths)))
+
+
+class BoxHead(nn.Module):
+    """What all box heads share: class logits (background last) and deltas of pooled features.
+
+    A kind of head says in `features` what each of the two predictors reads.
+    """
+
+    def predict_from(self, wide: tuple[int, int], classes: int, agnostic: bool) -> None:  # noqa: FBT001
+        """Adds the predictors; `wide` is what they read, for the class and for the box."""
+        self.logits = nn.Linear(wide[0], classes + 1)
+        self.deltas = nn.Linear(wide[1], 4 * (1 if agnostic else classes))
+
+    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors [n, c] for the class and for the box."""
+        raise NotImplementedError
+
+    def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [n, k + 1] and deltas [n, k, 4] ([n, 1, 4] if class-agnostic) of [n, c, 7, 7]."""
+        for_class, for_box = self.features(pooled)
+        return self.logits(for_class), self.deltas(for_box).unflatten(1, (-1, 4))
+
+
+class FastRCNNConvFC(BoxHead):
+    """Convolutions, then dense layers, shared by class and box."""
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        agnostic: bool,  # noqa: FBT001
+        *,
+        conv_dims: Sequence[int] = (),
+        fc_dims: Sequence[int] = (1024, 1024),
+        conv_norm: str = "none",
+        fc_norm: str = "none",
+    ):
+        super().__init__()
+        self.tower = conv_tower(channels, conv_dims, conv_norm)
+        flat = [channels, *conv_dims][-1] * SIDE**2
+        self.dense = fc_tower(flat, fc_dims, fc_norm)
+        wide = [flat, *fc_dims][-1]
+        self.predict_from((wide, wide), classes, agnostic)
+
+    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for both."""
+        x = self.dense(self.tower(pooled).flatten(1))
+        return x, x
+
+
+class Separate(BoxHead):
+    """Two towers of convolutions."""
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        agnostic: bool,  # noqa: FBT001
+        *,
+        conv_dims: Sequence[int] = (256,) * 4,
+        norm: str = "evonorm_s0",
+    ):
+        super().__init__()
+        self.classify = conv_tower(channels, conv_dims, norm)
+        self.refine = conv_tower(channels, conv_dims, norm)
+        wide = conv_dims[-1] * SIDE**2
+        self.predict_from((wide, wide), classes, agnostic)
+
+    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A tower each."""
+        return self.classify(pooled).flatten(1), self.refine(pooled).flatten(1)
+
+
+class SeparateV2(BoxHead):
+    """Dense layers for the class, convolutions for the box."""
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        agnostic: bool,  # noqa: FBT001
+        *,
+        fc_dims: Sequence[int] = (1024, 1024),
+        conv_dims: Sequence[int] = (256,) * 4,
+        norm: str = "evonorm_s0",
+    ):
+        super().__init__()
+        self.classify = fc_tower(channels * SIDE**2, fc_dims, norm)
+        self.refine = conv_tower(channels, conv_dims, norm)
+        self.predict_from((fc_dims[-1], conv_dims[-1] * SIDE**2), classes, agnostic)
+
+    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A tower each."""
+        return self.classify(pooled.flatten(1)), self.refine(pooled).flatten(1)
+
+
+BOX_HEADS = {
+    "fast_rcnn_conv_fc": FastRCNNConvFC,
+    "separate": Separate,
+    "separate_v2": SeparateV2,
+}
+
+
+class MaskHead(nn.Module):
+    """3x3 convolutions, a transposed one that doubles the size, a mask for every class."""
+
+    def __init__(
+        self, channels: int, classes: int, convs: int, dim: int, norm: str, deconv_norm: str
+    ):
+        super().__init__()
+        self.tower = conv_tower(channels, (dim,) * convs, norm)
+        channels = dim if convs else channels
+        self.deconv = nn.ConvTranspose2d(channels, dim, 2, 2, bias=deconv_norm == "none")
+        self.deconv_norm = make_norm(deconv_norm, dim)
+        self.predictor = conv(dim, classes, 1)
+
+    def forward(self, pooled: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Logits [n, 2 s, 2 s] of each ROI's own class, of [n, c, s, s]."""
+        x = self.deconv_norm(self.deconv(self.tower(pooled)))
+        masks = self.predictor(x if self.deconv_norm.activates else F.relu(x))
+        return masks[torch.arange(len(labels), device=labels.device), labels]

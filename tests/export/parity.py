@@ -1,0 +1,139 @@
+"""Real pictures, weights that behave like trained ones, and every stage of both sides."""
+
+import json
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sephjax import build
+from sephjax.export import torch as export
+from sephjax.train import step
+from sephjax.types import Batch, Truth
+from tests import narrow
+
+CLASSES = 5
+SPREAD = {"rpn_logits": 3.0, "rpn_deltas": 0.3, "box_logits": 2.0, "box_deltas": 0.5, "masks": 3.0}
+PREDICTORS = {
+    "rpn_logits": ("rpn", "logits"),
+    "rpn_deltas": ("rpn", "deltas"),
+    "box_logits": ("box_head", "logits"),
+    "box_deltas": ("box_head", "deltas"),
+    "masks": ("mask_head", "predictor"),
+}
+
+
+def pictures(folder, canvas=(192, 256), sizes=((192, 256), (150, 211))) -> Batch:
+    """The first val pictures, one of each size, top-left on a canvas."""
+    listed = json.loads((folder / "annotations" / "instances_val.json").read_text())["images"]
+    image = np.zeros((len(sizes), *canvas, 3), np.uint8)
+    for i, (height, width) in enumerate(sizes):
+        pixels = cv2.imread(str(folder / "val" / listed[i]["file_name"]))[..., ::-1]
+        image[i, :height, :width] = cv2.resize(pixels, (width, height))
+    size, count = np.asarray(sizes, np.int32), len(sizes)
+    none = np.zeros((count, 0))
+    truth = Truth(none[..., None].repeat(4, -1), none, none.astype(bool), None)
+    index = np.arange(count, dtype=np.int32)
+    return Batch(image, size, size, index, np.ones(count, bool), truth)
+
+
+def draw(model, seed=0):
+    """`(params, frozen)`: kernels of unit gain, norms and biases that all do something."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, like):
+        name = path[-1].key
+        if name == "kernel":
+            values = rng.normal(size=like.shape) * np.sqrt(2 / np.prod(like.shape[:-1]))
+        elif name in ("gamma", "v", "variance"):
+            values = rng.uniform(0.5, 1.5, like.shape)
+        else:  # bias, beta, mean
+            values = 0.2 * rng.normal(size=like.shape)
+        return values.astype(np.float32)
+
+    return jax.tree.map_with_path(leaf, model.abstract)
+
+
+def drawn(config, seed=0):
+    """A twin, the model, and the weights of both."""
+    model = build.model(config, CLASSES)
+    params, frozen = draw(model, seed)
+    twin = export.build_twin(config, CLASSES)
+    export.load_twin(twin, params, frozen)
+    return twin, model, params, frozen
+
+
+def settled(config, batch, seed=0):
+    """A twin and its weights, whose predictors have the spread of a trained model's on `batch`."""
+    import torch
+
+    twin, _, params, frozen = drawn(config, seed)
+    images, size = torch.from_numpy(batch.image), torch.from_numpy(batch.size)
+    for name, (part, layer) in PREDICTORS.items():
+        if part not in params:
+            continue
+        out = twin(images, size)
+        if name == "masks":
+            values = torch.logit(torch.cat([rows["masks"] for rows in out["detections"]]))
+        else:
+            values = out[name] if name.startswith("rpn") else torch.cat(out[name])
+        factor = np.float32(SPREAD[name] / float(values[torch.isfinite(values)].std()))
+        params[part][layer]["kernel"] *= factor
+        export.load_twin(twin, params, frozen)
+    return twin, params, frozen
+
+
+class Stages(NamedTuple):
+    """What sephjax computes of a batch, as NumPy arrays."""
+
+    pyramid: dict[str, Any]
+    rpn: Any
+    proposals: Any
+    boxes: Any
+    found: Any
+
+
+def ours(config, params, frozen, batch) -> Stages:
+    """Every stage of sephjax, in one program."""
+    model = build.model(config, CLASSES)
+    predict = step.make_predict_step(model, build.classify(config), masks=config.mask.enabled)
+
+    def run(params, frozen, batch):
+        size = batch.size if config.mask_padding else None
+        pyramid, proposals, boxes = model.apply(params, frozen, batch, method="candidates")
+        rpn = model.apply(params, frozen, pyramid, size, method="rpn.__call__")
+        return Stages(pyramid, rpn, proposals, boxes, predict(params, frozen, batch))
+
+    batch = jax.tree.map(jnp.asarray, batch)
+    return jax.device_get(narrow.jit(run)(params, frozen, batch))
+
+
+def error(found, expected):
+    """Largest difference, relative to the largest of the expected values."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def iou(a, b):
+    """IoU of every box of `a` with every box of `b`, in double precision."""
+    a, b = np.float64(a)[:, None], np.float64(b)[None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = np.prod(sides.clip(min=0), axis=-1)
+    area = lambda x: np.prod(x[..., 2:] - x[..., :2], axis=-1)
+    return shared / (area(a) + area(b) - shared)
+
+
+def paired(boxes, theirs, labels=None, their_labels=None):
+    """For each of `boxes` its own one of `theirs`; both lists must be the same boxes."""
+    assert len(boxes) == len(theirs)
+    overlap = iou(boxes, theirs)
+    if labels is not None:
+        overlap = np.where(labels[:, None] == their_labels[None], overlap, 0)
+    mate = overlap.argmax(axis=1)
+    assert sorted(mate) == list(range(len(theirs)))
+    assert overlap[np.arange(len(mate)), mate].min() >= 0.999
+    return mate

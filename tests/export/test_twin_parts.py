@@ -1,0 +1,171 @@
+"""Parts of the torch twin on drawn inputs: every norm in every head, poolers, anchors, no finds."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mask_rcnn, sephv14
+from sephjax import build
+from sephjax.export import torch as export
+from tests import narrow
+from tests.export import cases, parity
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+pytestmark = pytest.mark.torch
+TOLERANCE = 1e-4  # of the largest value of a tensor: the promise
+CANVAS, SIZES = (64, 96), np.array([[64, 96], [50, 70]], np.int32)
+
+
+def nchw(x):
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def maps(prefix, levels, channels):
+    shape = lambda level: (2, *(-(-side // 2**level) for side in CANVAS))
+    widths = channels if isinstance(channels, dict) else dict.fromkeys(levels, channels)
+    return {f"{prefix}{i}": normal(i, *shape(i), widths[i]) for i in levels}
+
+
+@pytest.mark.parametrize("norm", cases.NORMS)
+@pytest.mark.parametrize("head", cases.HEADS)
+def test_every_box_head_with_every_norm(head, norm):
+    twin, model, params, frozen = parity.drawn(cases.with_head(head, norm))
+    pooled = normal(0, 6, 7, 7, 16)
+    run = lambda *args: model.apply(*args, method="box_head.__call__")
+    expected = narrow.jit(run)(params, frozen, pooled)
+    with torch.no_grad():
+        logits, deltas = twin.box_head(nchw(pooled))
+    assert parity.error(logits, expected.logits) < TOLERANCE
+    assert parity.error(deltas, expected.deltas) < TOLERANCE
+
+
+@pytest.mark.parametrize("norm", cases.NORMS)
+def test_neck_rpn_and_mask_head_with_every_norm(norm):
+    twin, model, params, frozen = parity.drawn(cases.with_head("fast_rcnn_conv_fc", norm))
+    features = maps("c", (2, 3, 4, 5), {2: 8, 3: 16, 4: 32, 5: 64})
+    pyramid, pooled = maps("p", (2, 3, 4, 5, 6), 16), normal(1, 6, 14, 14, 16)
+    labels = np.arange(6, dtype=np.int32) % parity.CLASSES
+
+    def run(params, frozen, features, pyramid, pooled, labels, size):
+        call = lambda part, *args: model.apply(params, frozen, *args, method=f"{part}.__call__")
+        neck, rpn = call("fpn", features, size), call("rpn", pyramid, size)
+        return neck, rpn, call("mask_head", pooled, labels)
+
+    neck, rpn, masks = narrow.jit(run)(params, frozen, features, pyramid, pooled, labels, SIZES)
+    sizes = SIZES.tolist()
+    with torch.no_grad():
+        found = twin.fpn({name: nchw(x) for name, x in features.items()}, sizes)
+        logits, deltas = twin.rpn({name: nchw(x) for name, x in pyramid.items()}, sizes)
+        theirs = twin.mask_head(nchw(pooled), torch.from_numpy(labels).long())
+    for level, x in neck.items():
+        assert parity.error(found[level].permute(0, 2, 3, 1), x) < TOLERANCE, level
+    assert parity.error(logits, rpn.logits) < TOLERANCE
+    assert parity.error(deltas, rpn.deltas) < TOLERANCE
+    assert parity.error(theirs, masks) < TOLERANCE
+
+
+def boxes_of(canvas):
+    """Drawn boxes, then some at the edges, on the bounds between levels, and without area."""
+    height, width = canvas
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, [width - 9, height - 9], (2, 60, 2))
+    sides = rng.uniform(2, 200, (2, 60, 2))
+    drawn = np.concatenate([corners, np.minimum(corners + sides, [width, height])], axis=2)
+    until = np.concatenate([corners, np.broadcast_to([width, height], corners.shape)], axis=2)
+    exact = [[0, 0, width, height], [3, 4, 59, 60], [3, 4, 115, 116], [7, 9, 7, 30], [0, 0, 1, 1]]
+    exact = np.broadcast_to(np.array(exact, np.float64), (2, 5, 4))
+    return np.concatenate([drawn, until, exact], axis=1).astype(np.float32)
+
+
+POOLERS = {
+    "aligned": {"name": "roi_align", "sampling_ratio": 2, "aligned": True},
+    "unaligned": {"name": "roi_align", "sampling_ratio": 3, "aligned": False},
+    "crop_max": {"name": "crop_max", "bins": (2, 2)},
+    "crop": {"name": "crop_max", "bins": (1, 1)},
+}
+
+
+@pytest.mark.parametrize("eps_inside_log", [True, False])
+@pytest.mark.parametrize("kind", POOLERS)
+def test_every_pooler(kind, eps_inside_log):
+    canonical = {"size": 112.0, "level": 4, "eps": 1e-6, "eps_inside_log": eps_inside_log}
+    config = cases.config({"roi.pooler": POOLERS[kind], "roi.canonical": canonical})
+    pooler, canvas = build._pooler(config), (192, 256)
+    pyramid = {
+        f"p{i}": normal(i, 2, canvas[0] // 2**i, canvas[1] // 2**i, 16) for i in (2, 3, 4, 5)
+    }
+    boxes = boxes_of(canvas)
+    run = lambda maps, boxes: pooler(
+        maps, boxes, jnp.ones(boxes.shape[:2], bool), side=7, canvas=canvas
+    )
+    expected = narrow.jit(run)(pyramid, boxes).reshape(-1, 7, 7, 16)
+    twin = export.build_twin(config, parity.CLASSES)
+    rows = [torch.from_numpy(row) for row in boxes]
+    found = twin.pool({name: nchw(x) for name, x in pyramid.items()}, rows, canvas, 7)
+    assert parity.error(found.permute(0, 2, 3, 1), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("config", "canvas"),
+    [
+        (mask_rcnn.get_config(), (192, 256)),
+        (mask_rcnn.get_config("torchvision"), (200, 250)),
+        (sephv14.get_config(), (200, 250)),
+    ],
+)
+def test_anchors(config, canvas):
+    from sephjax.export import twin_proposals
+
+    shapes = {
+        name: tuple(-(-side // 2 ** int(name[1:])) for side in canvas)
+        for name in build._levels(config)
+    }
+    expected = build._anchors(config)(canvas, tuple(shapes.values()))
+    found = twin_proposals.anchors_of(config.anchors, canvas, shapes, torch.device("cpu"))
+    for ours, theirs in zip(expected, found.values(), strict=True):
+        # 1e-5 pixels: the last bit of a corner, whose root is taken in another order.
+        np.testing.assert_allclose(theirs, ours, atol=1e-5, rtol=1e-6)
+
+
+def test_evonorm_is_timms():
+    timm = pytest.importorskip("timm")
+    from sephjax.export import twin_layers
+
+    theirs = timm.layers.EvoNorm2dS0(64, groups=32)
+    ours = twin_layers.make_norm("evonorm_s0", 64)
+    with torch.no_grad():
+        for mine, their in (("weight", "weight"), ("bias", "bias"), ("v", "v")):
+            values = torch.from_numpy(normal(7, 64))
+            getattr(ours, mine).copy_(values)
+            getattr(theirs, their).copy_(values)
+        x = torch.from_numpy(normal(8, 2, 64, 5, 6))
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_norm_does_not_see_the_padding():
+    from sephjax.export import twin_layers
+
+    x = torch.from_numpy(normal(9, 2, 16, 8, 12))
+    for name in ("gn", "evonorm_s0"):
+        norm = twin_layers.make_norm(name, 16)
+        alone = norm(x[1:, :, :5, :7])
+        torch.testing.assert_close(norm(x, [(8, 12), (5, 7)])[1:, :, :5, :7], alone)
+        assert not torch.allclose(norm(x)[1:, :, :5, :7], alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["msra-gn-modern-convolutions", "slim-evonorm-series-separate"])
+def test_without_detections_there_are_none(name):
+    config = cases.config(cases.CASES[name] | {"test.score_threshold": 1.0})
+    twin, _, _, _ = parity.drawn(config)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, *CANVAS, 3), np.uint8))
+    out = twin(images, torch.from_numpy(SIZES))
+    for rows in out["detections"]:
+        shapes = {name: tuple(part.shape) for name, part in rows.items()}
+        assert shapes == {"boxes": (0, 4), "scores": (0,), "labels": (0,), "masks": (0, 28, 28)}
+    assert all(len(rows["boxes"]) > 0 for rows in out["proposals"])
