@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from sephjax.nets import functional
+from sephjax.nets import functional, layers
 from sephjax.nets.proposal import select
 from sephjax.nets.roi.pool import Pooler
 from sephjax.ops import masks as mask_ops
@@ -63,8 +63,12 @@ class Detector(nnx.Module):
 
     def pyramid(self, batch: Batch, train: bool = False) -> dict[str, Float[Array, "b _ _ c"]]:  # noqa: FBT001, FBT002
         """Feature maps p2... of a batch, each [b, h_l, w_l, c]."""
+        image = self.recipe.normalize(batch.image)
+        # Black pixels are no zeros once normalised: torchvision and detectron2 pad after that.
+        canvas = (image.shape[1], image.shape[2])
+        image = layers.blank(image, layers.valid_mask(batch.size, canvas, 1))
         size = batch.size if self.recipe.mask_padding else None
-        features = self.backbone(self.recipe.normalize(batch.image), size, train=train)
+        features = self.backbone(image, size, train=train)
         return self.fpn(features, size, train=train)
 
     def _anchors(self, batch: Batch, pyramid: Pyramid) -> tuple[tuple[Array, ...], Array]:
