@@ -55,6 +55,11 @@ def get_config() -> ConfigDict:
             "score_threshold": 0.5,  # detections below it are left out of files and pictures
         }
     )
+    config.parity = ConfigDict(
+        {
+            "tolerance": 1e-4,  # largest difference over the largest number of a layer that agrees
+        }
+    )
     return config.lock()
 
 

@@ -32,7 +32,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",
-    "optimizer.lr", "schedule.warmup_steps",
+    "optimizer.lr", "schedule.warmup_steps", "parity.tolerance",
 )  # fmt: skip
 
 

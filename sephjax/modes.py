@@ -214,3 +214,10 @@ def describe(config: ConfigDict) -> int:
     check.check(config)
     description.describe(config)
     return 0
+
+
+def parity(config: ConfigDict, source: str, images: str, output: str) -> int:
+    """Compares the model with torchvision's, layer by layer."""
+    from sephjax.parity import run
+
+    return run.parity(config, source, images, output)

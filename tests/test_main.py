@@ -43,6 +43,8 @@ def test_a_misspelt_key_is_answered_with_the_nearest(word, wrong, near):
         ([DEMO], "--mode=train needs --workdir"),
         ([DEMO, "--workdir=w", "--mode=predict"], "--mode=predict needs --images"),
         ([DEMO, "--workdir=w", "--mode=predict", "--images=x"], "needs --output"),
+        ([DEMO, "--mode=parity", "--images=x"], "--mode=parity needs --source"),
+        ([DEMO, "--mode=parity", "--source=x"], "--mode=parity needs --images"),
         (["--workdir=w"], "--config is missing"),
         (["--config=configs/dmo.py"], "configs/dmo.py is no file; did you mean configs/demo.py?"),
         (["--config", "/nowhere/a.py"], "/nowhere/a.py is no file; check the path"),

@@ -75,14 +75,17 @@ class Detector(nnx.Module):
         """Anchors of every level, and which of all of them each image may use, [b, n]."""
         canvas = batch.image.shape[1:3]
         levels = self.recipe.anchors(canvas, tuple(maps.shape[1:3] for maps in pyramid.values()))
-        every = jnp.concatenate(levels)
-        if not self.recipe.mask_padding:
-            return levels, jnp.ones((batch.image.shape[0], every.shape[0]), bool)
-        centres = 0.5 * (every[:, :2] + every[:, 2:])
-        edge = batch.size[:, ::-1].astype(jnp.float32)
-        return levels, jnp.all(centres[None] < edge[:, None], axis=-1)
+        return levels, self.usable(jnp.concatenate(levels), batch.size)
 
-    def _propose(
+    def usable(self, anchors: Float[Array, "n 4"], size: Int[Array, "b 2"]) -> Bool[Array, "b n"]:
+        """Which anchors each image may use: with `mask_padding` those whose centre lies in it."""
+        if not self.recipe.mask_padding:
+            return jnp.ones((size.shape[0], anchors.shape[0]), bool)
+        centres = 0.5 * (anchors[:, :2] + anchors[:, 2:])
+        edge = size[:, ::-1].astype(jnp.float32)
+        return jnp.all(centres[None] < edge[:, None], axis=-1)
+
+    def propose(
         self,
         outputs: RpnOutputs,
         levels: tuple[Array, ...],
@@ -91,6 +94,7 @@ class Detector(nnx.Module):
         *,
         train: bool,
     ) -> Proposals:
+        """Proposals of every image from raw outputs, the anchors of each level and `usable`."""
         cuts = [sum(level.shape[0] for level in levels[:i]) for i in range(1, len(levels))]
         counts = self.recipe.pre_nms(len(levels), train)
 
@@ -119,7 +123,7 @@ class Detector(nnx.Module):
         pairs = jax.vmap(jax.random.split)(keys)
         anchors = jnp.concatenate(levels)
         rpn_targets = self.recipe.rpn_targets(pairs[:, 0], anchors, inside, batch.truth)
-        proposals = self._propose(outputs, levels, inside, batch.size, train=True)
+        proposals = self.propose(outputs, levels, inside, batch.size, train=True)
         rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
         pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, canvas=canvas)
         boxes = self._classify(pooled, train=True)
@@ -166,7 +170,7 @@ class Detector(nnx.Module):
         levels, inside = self._anchors(batch, pyramid)
         size = batch.size if self.recipe.mask_padding else None
         outputs = self.rpn(pyramid, size)
-        proposals = self._propose(outputs, levels, inside, batch.size, train=False)
+        proposals = self.propose(outputs, levels, inside, batch.size, train=False)
         proposals = jax.vmap(select.valid_first)(proposals)
 
         def run(rows: Proposals) -> BoxOutputs:

@@ -24,6 +24,7 @@ HARMLESS = (
     "eval.",
     "checkpoint.",
     "predict.",
+    "parity.",
     "data.workers",
     "data.threads",
     "data.prefetch",
