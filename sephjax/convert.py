@@ -13,6 +13,7 @@ from sephjax import build, check, initial, restore
 from sephjax.checkpoint import Checkpoints
 from sephjax.command import nearest
 from sephjax.errors import UserError
+from sephjax.export import torch as twins
 from sephjax.input import coco_json, sources
 from sephjax.input.example import Categories
 from sephjax.nets.backbone import resnet
@@ -42,7 +43,7 @@ def convert(
         config: Of the model.
         workdir: Where its checkpoints are, or will be.
         at: The step to write out; None: the newest.
-        source: `<format>:<file>` of `weights.formats.FORMATS`, or None.
+        source: `<format>:<file>` of `SOURCES`, or None.
         target: `<format>:<file>` of `TARGETS`, or None.
 
     Returns:
@@ -54,7 +55,7 @@ def convert(
     check.check(config)
     folder = pathlib.Path(workdir)
     if source and not target:
-        _take_in(config, folder, *_named("source", source, FORMATS))
+        _take_in(config, folder, *_named("source", source, SOURCES))
     elif target and not source:
         _give_out(config, folder, at, *_named("target", target, TARGETS))
     else:
@@ -82,7 +83,9 @@ def _take_in(config: ConfigDict, folder: pathlib.Path, name: str, path: str) -> 
     checkpoints = Checkpoints(folder / "checkpoints")
     if steps := checkpoints.steps():
         raise UserError(f"{folder} holds checkpoints (steps {steps}); name another workdir.")
-    found = initial.read(config, name, path)
+    found = initial.read(config, name, path, SOURCES)
+    if name == "twin":
+        twins.check_meaning(path, config)
     categories = _categories(config, name, path, found)
     model = build.model(config, len(categories))
     claims.claim(folder, config)
@@ -166,7 +169,15 @@ def _listed(pairs: dict[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key}={a!r} ({b!r} here)" for key, (a, b) in pairs.items())
 
 
+def _to_twin(config: ConfigDict, params: Params, frozen: Params, path: str) -> str:
+    classes = params["box_head"]["logits"]["kernel"].shape[-1] - 1
+    count = twins.save_twin(config, classes, params, frozen, path)
+    return f"written to {path}: {count} tensors, for sephjax.export.torch.twin_from_file"
+
+
+SOURCES = FORMATS | {"twin": twins.read}
 # Each writes a file from `(config, params, frozen, path)` and returns what to print.
 TARGETS: dict[str, Callable[[ConfigDict, Params, Params, str], str]] = {
     "torchvision": _to_torchvision,  # what its maskrcnn_resnet50_fpn loads strictly
+    "twin": _to_twin,  # a PyTorch module of any config, with its weights
 }

@@ -1,6 +1,7 @@
 """What a model starts from: drawn weights, and over them those of a file, by `weights.formats`."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from sephjax.nets.backbone import resnet
 from sephjax.nets.functional import Functional
 from sephjax.types import Params
 from sephjax.weights import contents, table
-from sephjax.weights.formats import FORMATS
+from sephjax.weights.formats import FORMATS, Reader
 
 REPORT = "weights.txt"
 
@@ -34,13 +35,15 @@ def weights(
     return fill(config, model, key, workdir, categories, found)
 
 
-def read(config: ConfigDict, name: str, path: str) -> contents.Contents:
+def read(
+    config: ConfigDict, name: str, path: str, formats: Mapping[str, Reader] = FORMATS
+) -> contents.Contents:
     """What a file of the format `name` holds, if it is for the backbone of the config.
 
     Raises:
         UserError: the file cannot be read, or is of another layout or depth.
     """
-    found = FORMATS[name](path)
+    found = formats[name](path)
     contents.check_backbone(found, config.backbone.layout, config.backbone.depth)
     return found
 

@@ -98,6 +98,21 @@ def test_torchvision_in_and_out_is_the_same_bit_for_bit(converted, file, tmp_pat
 
 
 @pytest.mark.torch
+def test_into_a_twin_and_back_is_the_same_bit_for_bit(converted, tmp_path):
+    file, again = tmp_path / "model.pth", tmp_path / "again"
+    assert convert.convert(config_of(), str(converted), None, None, f"twin:{file}") == 0
+    assert convert.convert(config_of(), str(again), None, f"twin:{file}", None) == 0
+    first, second = (
+        table.flatten(Checkpoints(w / "checkpoints").read_weights(0)) for w in (converted, again)
+    )
+    assert first.keys() == second.keys()
+    assert all(first[path].tobytes() == second[path].tobytes() for path in first)
+    other = config_of(roi__pooler__aligned=True)
+    with pytest.raises(UserError, match=r"another model: roi\.pooler\.aligned"):
+        convert.convert(other, str(tmp_path / "other"), None, f"twin:{file}", None)
+
+
+@pytest.mark.torch
 def test_a_converted_workdir_says_what_became_of_each_tensor_and_has_coco_numbers(converted, file):
     report = (converted / "weights.txt").read_text().splitlines()
     names = set(files.read_torch(str(file)))

@@ -25,6 +25,7 @@ from sephjax.export import names
 from sephjax.nets.functional import check_same
 from sephjax.types import Params
 from sephjax.weights import table
+from sephjax.weights.contents import Contents
 
 FORMAT = "sephjax twin 1"
 # Keys that say what given weights compute, so a file's config must have the same; a name with a dot
@@ -114,6 +115,24 @@ def save_twin(
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter
         raise UserError(f"{file} cannot be written ({_line(error)}); choose another.") from error
     return len(state)
+
+
+def read(path: str) -> Contents:
+    """What a twin file holds, as the readers of `weights.formats` give it.
+
+    Raises:
+        UserError: it is no twin file.
+    """
+    content = _read(path)
+    config = _config(content)
+    return Contents(
+        source=path,
+        tensors={name: tensor.numpy() for name, tensor in content["state_dict"].items()},
+        rules=names.rules(config),
+        layout=config.backbone.layout,
+        whole=True,
+        classes=content["classes"],
+    )
 
 
 def load_twin_file(

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from sephjax.weights import detectron2, keras, orbax, slim, timm, torchvision
 from sephjax.weights.contents import Contents
 
-FORMATS: dict[str, Callable[[str], Contents]] = {
+Reader = Callable[[str], Contents]
+FORMATS: dict[str, Reader] = {
     "torchvision": torchvision.read,  # detector or classification ResNet, .pth or .safetensors
     "timm": timm.read,  # classification ResNet, .safetensors or .pth
     "detectron2": detectron2.read,  # model-zoo .pkl, .pth, MSRA R-50.pkl and R-101.pkl
