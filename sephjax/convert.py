@@ -140,12 +140,12 @@ def _to_torchvision(config: ConfigDict, params: Params, frozen: Params, path: st
     if other := _not_torchvisions(config):
         raise UserError(
             f"torchvision has no model of this config, for its own has {_listed(other)}; "
-            "the other targets take any config."
+            "it has --config=configs/mask_rcnn.py:torchvision."
         )
     if config.backbone.norm not in ("frozen_bn", "bn"):
         raise UserError(
             f"torchvision has no model of this config, for backbone.norm is "
-            f"{config.backbone.norm!r} and not batch norm; the other targets take any config."
+            f"{config.backbone.norm!r} and not batch norm."
         )
     eps = config.backbone.norm_eps or resnet.LAYOUTS["torchvision"].eps
     state = torchvision.dump_detector(params, frozen, eps=eps)

@@ -164,9 +164,8 @@ def test_other_data_keeps_all_but_the_predictors(file, tmp_path, capsys):
     said = capsys.readouterr().out
     heads = "box_head/deltas, box_head/logits, mask_head/predictor"
     assert f"it has 90 classes and the model 2: {heads} start anew" in said
-    untouched = {
-        path.rpartition("/")[0] for path, x in table.flatten(params).items() if not x.any()
-    }
+    kernels = {p: x for p, x in table.flatten(params).items() if p.endswith("/kernel")}
+    untouched = {path.rpartition("/")[0] for path, value in kernels.items() if not value.any()}
     assert untouched == set(heads.split(", "))
 
 
@@ -226,6 +225,14 @@ def test_the_same_model_comes_back_bit_for_bit(run, tmp_path):
     b = table.flatten(Checkpoints(tmp_path / "checkpoints").read_weights(0))
     assert a.keys() == b.keys()
     assert all(a[path].tobytes() == b[path].tobytes() for path in a)
+
+
+def test_training_starts_from_it(run, tmp_path):
+    config = tiny_config(init__format="sephjax", init__path=str(run))
+    model, names = build.model(config, 3), Categories((1, 2, 3), ("a", "b", "c"))
+    params, frozen = initial.weights(config, model, jax.random.key(0), tmp_path, names)
+    jax.tree.map(np.testing.assert_array_equal, (params, frozen), draw(model))
+    assert (tmp_path / "weights.txt").read_text().endswith("0 unused, 0 missing\n")
 
 
 def test_another_class_count_draws_the_predictors_and_says_so(run, tmp_path, capsys):

@@ -102,7 +102,7 @@ def read(path: str) -> Contents:
         whole=True,
         classes=None if scores is None else len(scores) - 1,
         coco=True,
-        ignore=(r"^proposal_generator\.anchor_generator\.cell_anchors\.\d+$",),
+        ignore=(r"\.anchor_generator\.cell_anchors\.\d+$", r"\.num_batches_tracked$"),
         folded=folded,
         notes=("its pixel mean is folded into the first norm",),
     )

@@ -1,5 +1,9 @@
 """weights/keras.py: real ImageNet weights through our network and, by name, through PyTorch."""
 
+import json
+import pathlib
+
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +13,7 @@ from sephjax.errors import UserError
 from sephjax.nets.backbone import resnet
 from sephjax.nets.functional import functional
 from sephjax.weights import contents, keras, table
+from tests.narrow import jit
 
 EPS = resnet.LAYOUTS["msra"].eps
 UNITS = {2: "abc", 3: "abcd", 4: "abcdef", 5: "abc"}
@@ -122,3 +127,23 @@ def test_another_layout_or_depth_is_refused_in_a_sentence_that_names_both(weight
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.npz"):
         keras.read(str(tmp_path / "none.npz"))
+
+
+@pytest.mark.data
+def test_the_cat_is_an_egyptian_cat(weights, shared):
+    skimage = pytest.importorskip("skimage")
+    picture = cv2.imread(str(pathlib.Path(skimage.__file__).parent / "data" / "chelsea.png"))
+    side = picture.shape[0]  # 300 x 451: the middle square, as the network was trained on squares
+    left = (picture.shape[1] - side) // 2
+    square = cv2.resize(picture[:, left : left + side, ::-1], (224, 224))
+    model = network()
+    params, frozen, _ = load(weights, model)
+    x = resnet.normalize_image(jnp.asarray(square[None]), "msra")
+    c5 = jit(model.apply)(params, frozen, x)["c5"]
+    with np.load(weights) as archive:
+        kernel, bias = (archive[f"fc1000/{kind}"].astype(np.float32) for kind in ("kernel", "bias"))
+    scores = np.asarray(jax.nn.softmax(np.asarray(c5).mean(axis=(0, 1, 2)) @ kernel + bias))
+    labels = json.loads((shared / "weights" / "imagenet_labels.json").read_text())
+    best = int(scores.argmax())
+    assert labels[str(best)] == "Egyptian_cat"
+    assert scores[best] > 0.5  # the file's README: 0.73
