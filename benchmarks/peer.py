@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models import resnet50
+from torchvision import models
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -19,14 +19,14 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 CLASSES = 91  # with background
 
 
-def mask_rcnn(height: int, width: int, *, seed: int = 0) -> MaskRCNN:
+def mask_rcnn(height: int, width: int, *, seed: int = 0, depth: int = 50) -> MaskRCNN:
     """`maskrcnn_resnet50_fpn` as it is with pretrained weights, for pictures of one size.
 
     Asked for without weights, torchvision's own constructor takes trainable batch norm and freezes
     nothing. Stem and layer1 are frozen here; the resize does nothing.
     """
     torch.manual_seed(seed)
-    backbone = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    backbone = getattr(models, f"resnet{depth}")(weights=None, norm_layer=FrozenBatchNorm2d)
     _vary_norms(backbone)
     short, long = sorted((height, width))
     body = _resnet_fpn_extractor(backbone, 3)
@@ -81,10 +81,11 @@ def settle(model: MaskRCNN, image: np.ndarray, *, detections: int) -> int:
 
 def _vary_norms(backbone: nn.Module) -> None:
     """Statistics that no norm shares, around values that keep the activations in range."""
+    bottlenecks = hasattr(backbone.layer1[0], "bn3")
     for name, module in backbone.named_modules():
         if isinstance(module, FrozenBatchNorm2d):
             norm: Any = module
-            closes_block = name.endswith("bn3")
+            closes_block = name.endswith("bn3" if bottlenecks else "bn2")
             norm.weight.uniform_(*((0.2, 0.4) if closes_block else (0.7, 1.3)))
             norm.bias.normal_(0.0, 0.1)
             norm.running_mean.normal_(0.0, 0.1)

@@ -46,13 +46,18 @@ def get_config() -> ConfigDict:
     )
     config.init = ConfigDict(
         {
-            "format": "none",  # none (random) | keras
-            "path": "",  # file of pretrained backbone weights
+            "format": "none",  # none (random) | torchvision | timm | detectron2 | keras | slim | sephjax
+            "path": "",  # file of a backbone's or a whole detector's weights; sephjax: a workdir
         }
     )
     config.predict = ConfigDict(
         {
             "score_threshold": 0.5,  # detections below it are left out of files and pictures
+        }
+    )
+    config.parity = ConfigDict(
+        {
+            "tolerance": 1e-4,  # largest difference over the largest number of a layer that agrees
         }
     )
     return config.lock()
@@ -159,7 +164,7 @@ def rpn() -> ConfigDict:
             "positive_fraction": 0.5,  # at most
             "sample_group": 1,  # images that share `samples`; 4 in the series (its batch a GPU)
             "weights": (1.0, 1.0, 1.0, 1.0),  # of dx, dy, dw, dh
-            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou
+            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou | diou | ciou
             "class_loss_scale": 1.0,
             "box_loss_scale": 1.0,
             "normalizer": "images_times_samples",  # images_times_samples | sampled
@@ -208,13 +213,11 @@ def roi() -> ConfigDict:
             "weights": (10.0, 10.0, 5.0, 5.0),
             "class_weight": "none",  # none | quadratic (min(100 (IoU - 0.5)^2, 1)) | linear (4 |IoU - 0.5|)
             "class_loss_scale": 1.0,
-            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou
+            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou | diou | ciou
             "box_loss_scale": 1.0,
-            "tiers": (
-                128,
-                256,
-                512,
-            ),  # the head runs on the smallest that holds an image's valid test proposals, or on all
+            # Shares of the test proposals: the head runs on the smallest that holds the valid ones
+            # of the fullest image, or on all.
+            "tiers": (0.125, 0.25, 0.5),
         }
     )
 
@@ -230,12 +233,9 @@ def mask() -> ConfigDict:
             "deconv_norm": "none",
             "pool": 14,  # cells a side; the mask has twice as many
             "loss_scale": 1.0,
-            "tiers": (
-                8,
-                16,
-                32,
-                64,
-            ),  # the head runs on the smallest that holds an image's positives, or on all
+            # Shares of the ROIs: the head runs on the smallest that holds the positives of the batch
+            # (when testing: the detections of its fullest image), or on all.
+            "tiers": (0.0625, 0.125, 0.25, 0.5),
             "binary_target": True,  # threshold the resampled ground truth at 0.5
         }
     )

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from configs._chain import plain
 from sephjax import predict
 from sephjax.errors import UserError
+from sephjax.losses import elementwise, total
 from sephjax.losses import roi as roi_losses
-from sephjax.losses import total
 from sephjax.nets import norms
 from sephjax.nets.backbone import resnet
 from sephjax.nets.detector import Detector, Recipe
@@ -265,7 +265,7 @@ def losses(config: ConfigDict) -> Callable[..., dict[str, Any]]:
     """(outputs, size) -> `loss` and its terms."""
     rpn, roi = config.rpn, config.roi
     for key, choice in (("rpn.box_loss", rpn.box_loss), ("roi.box_loss", roi.box_loss)):
-        choose({"smooth_l1": None, "giou": None}, choice.name, f"{key}.name")
+        choose({"smooth_l1": None, **elementwise.OVERLAP}, choice.name, f"{key}.name")
     choose({"none": None, "quadratic": None, "linear": None}, roi.class_weight, "roi.class_weight")
     return functools.partial(
         total.total_loss,

@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 
 from configs._chain import flat
 from sephjax.errors import UserError
+from sephjax.weights.formats import FORMATS
 
 _NORMS = ("none", "evonorm_s0", "gn", "frozen_bn", "bn")
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "init.format": ("none", "keras"),
+    "init.format": ("none", *FORMATS),
     "data.source": ("coco", "tfds", "shapes"),
     "data.resize": ("keep_aspect", "series"),
     "backbone.depth": (18, 34, 50, 101),
@@ -31,7 +32,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",
-    "optimizer.lr", "schedule.warmup_steps",
+    "optimizer.lr", "schedule.warmup_steps", "parity.tolerance",
 )  # fmt: skip
 
 

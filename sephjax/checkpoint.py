@@ -145,6 +145,30 @@ class Checkpoints:
         got = self._restore(step, _present({"params": params, "frozen": frozen}), {})
         return got.get("params", {}), got.get("frozen", {})
 
+    def read_weights(self, step: int) -> dict[str, Any]:
+        """All weights of a checkpoint as NumPy arrays, without knowing the model.
+
+        Returns:
+            One nested dict of the trained and the frozen values.
+
+        Raises:
+            UserError: if there is no such checkpoint.
+            DamagedError: if it cannot be read.
+        """
+        self._check_there(step, self.steps())
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        targets = {
+            item: jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                self._stored(step, item),
+            )
+            for item in WEIGHTS
+            if (self.directory / str(step) / item).exists()
+        }
+        got = self._restore(step, targets, {})
+        params, frozen = (jax.tree.map(np.asarray, got.get(item, {})) for item in WEIGHTS)
+        return _merged(params, frozen)
+
     def _restore(self, step: int, targets: dict[str, Any], others: dict[str, Any]) -> Any:
         for item, target in targets.items():
             self._check_fits(step, item, target)
@@ -165,15 +189,18 @@ class Checkpoints:
                 " train first, or name another workdir or step."
             )
 
-    def _check_fits(self, step: int, item: str, target: Any) -> None:
+    def _stored(self, step: int, item: str) -> Any:
         path = self.directory / str(step) / item
         try:
-            stored = _shapes(ocp.StandardCheckpointHandler().metadata(path).tree)
+            return ocp.StandardCheckpointHandler().metadata(path).tree
         except (ValueError, OSError, KeyError, AttributeError) as error:
             raise DamagedError(
                 f"the checkpoint {path} cannot be read; remove it to go on from an older one."
             ) from error
-        wanted = _shapes(target)
+
+    def _check_fits(self, step: int, item: str, target: Any) -> None:
+        path = self.directory / str(step) / item
+        stored, wanted = _shapes(self._stored(step, item)), _shapes(target)
         wrong = [
             f"{name} ({stored.get(name, 'absent')} in the file, {wanted.get(name, 'absent')} here)"
             for name in sorted(wanted.keys() | stored.keys())
@@ -210,6 +237,12 @@ class Checkpoints:
 def _weight_items(params: Params, frozen: Params) -> dict[str, Any]:
     trees = _present({"params": params, "frozen": frozen})
     return {name: ocp_args.StandardSave(tree) for name, tree in trees.items()}
+
+
+def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Both trees, which share no leaf, in one."""
+    both = {key: _merged(a[key], b[key]) for key in a.keys() & b.keys()}
+    return {**a, **b, **both}
 
 
 def _present(trees: dict[str, Any]) -> dict[str, Any]:

@@ -10,17 +10,23 @@ from ml_collections import config_flags
 from sephjax import command
 from sephjax.errors import RunError, UserError
 
-MODES = ("train", "eval", "predict", "describe", "prepare")
+MODES = ("train", "eval", "predict", "convert", "describe", "prepare", "parity")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :row for a row of it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 STEP = flags.DEFINE_integer(
-    "step", None, "Checkpoint to restore in eval and predict; default: the latest."
+    "step", None, "Checkpoint to restore in eval, predict and convert; default: the latest."
 )
-IMAGES = flags.DEFINE_string("images", None, "predict: a file, a folder or a glob.")
-OUTPUT = flags.DEFINE_string("output", None, "predict: the folder to write.")
-OURS = ("config", "workdir", "mode", "step", "images", "output")
+IMAGES = flags.DEFINE_string("images", None, "predict, parity: a file, a folder or a glob.")
+OUTPUT = flags.DEFINE_string("output", None, "predict, parity: the folder to write.")
+SOURCE = flags.DEFINE_string(
+    "source",
+    None,
+    "convert, parity: <format>:<file> of weights, which convert brings into workdir.",
+)
+TARGET = flags.DEFINE_string("target", None, "convert: <format>:<file> to write from workdir.")
+OURS = ("config", "workdir", "mode", "step", "images", "output", "source", "target")
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -63,19 +69,25 @@ def _dispatch() -> int:
         raise UserError(
             "--config is missing; name a file such as configs/demo.py or configs/sephv14.py."
         )
-    workdir = "" if MODE.value in ("describe", "prepare") else _need(WORKDIR.value, "workdir")
-    images = output = ""
+    workdir = images = output = source = ""
+    if MODE.value not in ("describe", "prepare", "parity"):
+        workdir = _need(WORKDIR.value, "workdir")
+    if MODE.value == "parity":
+        source, images = _need(SOURCE.value, "source"), _need(IMAGES.value, "images")
+        output = OUTPUT.value or WORKDIR.value or "."
     if MODE.value == "predict":
         images, output = _need(IMAGES.value, "images"), _need(OUTPUT.value, "output")
-    from sephjax import modes
+    from sephjax import convert, modes
 
     config = CONFIG.value
     run = {
         "train": lambda: modes.train(config, workdir),
         "eval": lambda: modes.evaluate(config, workdir, STEP.value),
         "predict": lambda: modes.predict(config, workdir, STEP.value, images, output),
+        "convert": lambda: convert.convert(config, workdir, STEP.value, SOURCE.value, TARGET.value),
         "describe": lambda: modes.describe(config),
         "prepare": lambda: modes.prepare(config),
+        "parity": lambda: modes.parity(config, source, images, output),
     }
     return run[MODE.value]()
 

@@ -1,9 +1,7 @@
 """What each `--mode` does: joins sources, model, loop and evaluation; `main` only reads flags."""
 
 import functools
-import json
 import pathlib
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -11,20 +9,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sephjax import build, check
-from sephjax.checkpoint import Checkpoints
+from sephjax import build, check, initial, restore
 from sephjax.errors import UserError
 from sephjax.evaluation import evaluator, gallery
 from sephjax.input import pipeline, sources
-from sephjax.input.example import Categories, Source
+from sephjax.input.example import Source
 from sephjax.nets.functional import Functional
 from sephjax.train import loop, optimizer, sharding, step
 from sephjax.train import workdir as claims
 from sephjax.train.setup import Setup
 from sephjax.types import Batch, Detections, Params, TrainState
-from sephjax.weights import keras
 
-CATEGORIES = "categories.json"
 PICTURES = 8  # drawn after an evaluation
 
 
@@ -34,6 +29,7 @@ def train(config: ConfigDict, workdir: str) -> int:
     check.check(config)
     for note in claims.claim(folder, config):
         print(note)
+    claims.require_trainable(folder, config)
     if (done := claims.finished(folder, config)) is not None:
         print(f"{workdir} is trained to step {done} and evaluated: nothing to do.")
         return 0
@@ -52,7 +48,7 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
         )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        _save_categories(workdir, source.categories)
+        claims.save_categories(workdir, source.categories)
     mesh = sharding.make_mesh()
     model = build.model(config, len(source.categories))
     params, frozen = model.abstract
@@ -68,7 +64,8 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
 
     def init() -> TrainState:
         weights_key, run_key = jax.random.split(jax.random.key(config.seed))
-        return state_of(*_initial_weights(config, model, weights_key, workdir), run_key)
+        drawn = initial.weights(config, model, weights_key, workdir, source.categories)
+        return state_of(*drawn, run_key)
 
     return Setup(
         config=config,
@@ -90,56 +87,6 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
     )
 
 
-def _initial_weights(
-    config: ConfigDict, model: Functional, key: Any, workdir: pathlib.Path
-) -> tuple[Params, Params]:
-    loaded = None
-    if config.init.format == "keras":  # first, since the file may not do and drawing takes long
-        params, frozen = model.abstract
-        loaded = _load_keras(config, params["backbone"], frozen["backbone"], workdir)
-    params, frozen = jax.jit(model.init)(key)
-    if loaded:
-        params["backbone"], frozen["backbone"], report = loaded
-        _tell_weights(report, config, workdir)
-    return params, frozen
-
-
-def _load_keras(
-    config: ConfigDict, params: Params, frozen: Params, workdir: pathlib.Path
-) -> tuple[Params, Params, Any]:
-    path, back = config.init.path, config.backbone
-    if not path:
-        raise UserError("init.path is empty; set it to the weights file, or init.format to 'none'.")
-    if pathlib.Path(path).is_file() and not zipfile.is_zipfile(path):
-        raise UserError(f"init.path={path} is no npz file; give the one that init.format names.")
-    try:
-        eps = back.norm_eps or None
-        return keras.load_keras_resnet50(path, params, frozen, back.layout, back.depth, eps=eps)
-    except UserError as error:
-        raise UserError(_first_lines(str(error), workdir / "weights.txt")) from error
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"init.path={path} is a damaged file or another one ({type(error).__name__}: {error}); "
-            "fetch it anew."
-        ) from error
-
-
-def _first_lines(message: str, file: pathlib.Path, count: int = 3) -> str:
-    """A list of hundreds of tensors as one sentence; all of it in a file."""
-    head, *lines = (line.strip() for line in message.splitlines())
-    if len(lines) <= count:
-        return " ".join([head, "; ".join(lines)]).strip()
-    if jax.process_index() == 0:
-        file.write_text(f"{message}\n")
-    return f"{head} {'; '.join(lines[:count])} and {len(lines) - count} more; each in {file}."
-
-
-def _tell_weights(report: Any, config: ConfigDict, workdir: pathlib.Path) -> None:
-    if jax.process_index() == 0:
-        (workdir / "weights.txt").write_text(f"{report}\n")
-        print(f"weights of {config.init.path}: {report.summary()}; each in {workdir}/weights.txt")
-
-
 def _open(config: ConfigDict, *, train: bool) -> Source:
     source = sources.open_source(config.data, train=train)
     if config.mask.enabled:
@@ -149,19 +96,6 @@ def _open(config: ConfigDict, *, train: bool) -> Source:
     found = f"{len(source)} images, {len(source.categories)} classes"
     print(f"{split}: {found}; {notes}" if notes else f"{split}: {found}")
     return source
-
-
-def _save_categories(workdir: pathlib.Path, categories: Categories) -> None:
-    rows = [{"id": i, "name": n} for i, n in zip(categories.ids, categories.names, strict=True)]
-    (workdir / CATEGORIES).write_text(json.dumps(rows, indent=1))
-
-
-def _load_categories(workdir: pathlib.Path) -> Categories:
-    path = workdir / CATEGORIES
-    if not path.exists():
-        raise UserError(f"{path} is missing: {workdir} is no workdir of a training run.")
-    rows = json.loads(path.read_text())
-    return Categories(tuple(r["id"] for r in rows), tuple(r["name"] for r in rows))
 
 
 def _predictor(config: ConfigDict, model: Functional, mesh: Any) -> Callable[..., Detections]:
@@ -211,44 +145,20 @@ def _evaluation(
     return evaluate
 
 
-def _found(workdir: pathlib.Path, at: int | None) -> int:
-    """The step to restore, before anything else takes its time."""
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    found = checkpoints.latest() if at is None else at
-    if found is None:
-        raise UserError(
-            f"{workdir} holds no finished checkpoint; train first, or correct --workdir."
-        )
-    if found not in (steps := checkpoints.steps()):
-        raise UserError(f"{workdir} holds no checkpoint of step {at}; --step may be {steps}.")
-    return found
-
-
-def _restored(model: Functional, workdir: pathlib.Path, step: int) -> tuple[Params, Params]:
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    mesh = sharding.make_mesh()
-    params, frozen = model.abstract
-    try:
-        return checkpoints.restore_weights(
-            step, sharding.abstract_on(mesh, params), sharding.abstract_on(mesh, frozen)
-        )
-    finally:
-        checkpoints.close()
-
-
 def evaluate(config: ConfigDict, workdir: str, at: int | None) -> int:
     """Restores a checkpoint and evaluates it."""
     check.check(config)
     folder = pathlib.Path(workdir)
-    step = _found(folder, at)
+    step = restore.step_of(folder, at)
     source = _open(config, train=False)
-    if (folder / CATEGORIES).exists() and _load_categories(folder) != source.categories:
+    listed = folder / claims.CATEGORIES
+    if listed.exists() and claims.load_categories(folder) != source.categories:
         raise UserError(
-            f"data.eval has other categories than {folder / CATEGORIES}, which the model was "
-            "trained on; evaluate it on data with the same list."
+            f"data.eval has other categories than {listed}, which the model was trained on; "
+            "evaluate it on data with the same list."
         )
     model = build.model(config, len(source.categories))
-    params, frozen = _restored(model, folder, step)
+    params, frozen = restore.weights(model, folder, step)
     _evaluation(config, model, source, folder)(step, params, frozen)
     return 0
 
@@ -259,13 +169,13 @@ def predict(config: ConfigDict, workdir: str, at: int | None, images: str, outpu
 
     check.check(config)
     folder = pathlib.Path(workdir)
-    step = _found(folder, at)
+    step = restore.step_of(folder, at)
     paths = predicting.find_images(images)
     if pathlib.Path(output).is_file():
         raise UserError(f"--output={output} is a file; name a folder.")
-    categories = _load_categories(folder)
+    categories = claims.load_categories(folder)
     model = build.model(config, len(categories))
-    params, frozen = _restored(model, folder, step)
+    params, frozen = restore.weights(model, folder, step)
     predict_step = _predictor(config, model, sharding.make_mesh())
     done = predicting.predict_files(
         paths,
@@ -304,3 +214,10 @@ def describe(config: ConfigDict) -> int:
     check.check(config)
     description.describe(config)
     return 0
+
+
+def parity(config: ConfigDict, source: str, images: str, output: str) -> int:
+    """Compares the model with torchvision's, layer by layer."""
+    from sephjax.parity import run
+
+    return run.parity(config, source, images, output)

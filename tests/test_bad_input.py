@@ -83,10 +83,13 @@ KERAS = ("--config.init.format=keras", "--config.backbone.norm=frozen_bn", "--co
         (b"", (), "init.path is empty"),
         (b"no archive", (), "weights.npz is no npz file"),
         (b"PK\x03\x04 cut short", (), "weights.npz is no npz file"),
-        ("npz", (), "wrong shape: stem/conv/kernel has (3, 3) in the file, (7, 7, 3, 8) in the"),
-        ("odd", (), "is a damaged file or another one (ValueError"),
-        (None, ("--config.backbone.layout=torchvision",), "layout 'torchvision'"),
-        (None, ("--config.backbone.depth=18",), "asks for a ResNet-18"),
+        (
+            "npz",
+            (),
+            "backbone/stem/conv/kernel has (3, 3) in the file, (7, 7, 3, 8) in the",
+        ),
+        ("odd", (), "holds tensors of neither (the first names: weight)"),
+        ("npz", ("--config.backbone.layout=torchvision",), "layout 'torchvision'"),
     ],
 )
 def test_weights_that_do_not_do(tmp_path, content, words, said):

@@ -25,6 +25,7 @@ from sephjax.export import names
 from sephjax.nets.functional import check_same
 from sephjax.types import Params
 from sephjax.weights import table
+from sephjax.weights.contents import Contents
 
 FORMAT = "sephjax twin 1"
 # Keys that say what given weights compute, so a file's config must have the same; a name with a dot
@@ -116,6 +117,24 @@ def save_twin(
     return len(state)
 
 
+def read(path: str) -> Contents:
+    """What a twin file holds, as the readers of `weights.formats` give it.
+
+    Raises:
+        UserError: it is no twin file.
+    """
+    content = _read(path)
+    config = _config(content)
+    return Contents(
+        source=path,
+        tensors={name: tensor.numpy() for name, tensor in content["state_dict"].items()},
+        rules=names.rules(config),
+        layout=config.backbone.layout,
+        whole=True,
+        classes=content["classes"],
+    )
+
+
 def load_twin_file(
     path: str | os.PathLike[str], config: ConfigDict, classes: int
 ) -> tuple[Params, Params, table.LoadReport]:
@@ -126,8 +145,33 @@ def load_twin_file(
             model computes something else.
     """
     content = _read(path)
-    _check_meaning(path, content, config, classes)
+    if content["classes"] != classes:
+        raise UserError(
+            f"{path} has {content['classes']} classes and this model {classes}; "
+            "use the data that it was trained on."
+        )
+    check_meaning(path, config)
     return _ours(config, classes, content["state_dict"], str(path))
+
+
+def check_meaning(path: str | os.PathLike[str], config: ConfigDict) -> None:
+    """Compares the config of a twin file with `config`.
+
+    Raises:
+        UserError: it is no twin file, or a key differs that says what given weights compute.
+    """
+    there, here = dict(flat(_config(_read(path)))), dict(flat(config))
+    below = tuple(name for name in MEANING if name.endswith("."))
+    keys = [key for key in sorted(there | here) if key in MEANING or key.startswith(below)]
+    told = [
+        f"{key} is {there.get(key, 'absent')!r} there and {here.get(key, 'absent')!r} here"
+        for key in keys
+        if there.get(key) != here.get(key)
+    ]
+    if told:
+        raise UserError(
+            f"{path} was written from another model: {'; '.join(told)}; set these keys alike."
+        )
 
 
 def twin_from_file(path: str | os.PathLike[str]) -> Any:
@@ -200,28 +244,6 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _config(content: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(plain(json.loads(content["config"]))).lock()
-
-
-def _check_meaning(
-    path: str | os.PathLike[str], content: Mapping[str, Any], config: ConfigDict, classes: int
-) -> None:
-    if content["classes"] != classes:
-        raise UserError(
-            f"{path} has {content['classes']} classes and this model {classes}; "
-            "use the data that it was trained on."
-        )
-    there, here = dict(flat(_config(content))), dict(flat(config))
-    below = tuple(name for name in MEANING if name.endswith("."))
-    keys = [key for key in sorted(there | here) if key in MEANING or key.startswith(below)]
-    told = [
-        f"{key} is {there.get(key, 'absent')!r} there and {here.get(key, 'absent')!r} here"
-        for key in keys
-        if there.get(key) != here.get(key)
-    ]
-    if told:
-        raise UserError(
-            f"{path} was written from another model: {'; '.join(told)}; set these keys alike."
-        )
 
 
 def _line(error: BaseException) -> str:

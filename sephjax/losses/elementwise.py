@@ -34,3 +34,17 @@ def smooth_l1(error: Float[Array, "*s"], *, beta: float) -> Float[Array, "*s"]:
 def giou_loss(predicted: Float[Array, "*s 4"], target: Float[Array, "*s 4"]) -> Float[Array, "*s"]:
     """1 - GIoU, in [0, 2] (Rezatofighi et al., 2019)."""
     return 1.0 - box_ops.giou(predicted, target)
+
+
+def diou_loss(predicted: Float[Array, "*s 4"], target: Float[Array, "*s 4"]) -> Float[Array, "*s"]:
+    """1 - DIoU, in [0, 2] (Zheng et al., 2020)."""
+    return 1.0 - box_ops.diou(predicted, target)
+
+
+def ciou_loss(predicted: Float[Array, "*s 4"], target: Float[Array, "*s 4"]) -> Float[Array, "*s"]:
+    """1 - CIoU, in [0, 3] (Zheng et al., 2020)."""
+    return 1.0 - box_ops.ciou(predicted, target)
+
+
+# The losses that compare boxes, by the name that `rpn.box_loss` and `roi.box_loss` give them.
+OVERLAP = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}

@@ -35,8 +35,8 @@ def box_losses(
     Args:
         outputs: logits [b, r, k+1] and deltas [b, r, k or 1, 4].
         rois: the sampled ROIs.
-        box_loss: {"name": "smooth_l1", "beta"} on deltas, or {"name": "giou"} on boxes clipped to
-            the image.
+        box_loss: {"name": "smooth_l1", "beta"} on deltas, or {"name": "giou"}, "diou" or "ciou" on
+            boxes clipped to the image.
         weights: of the deltas.
         class_weighting: see `class_weight`; the sum is divided by the count, not by the weights.
         size: valid height and width of every image, pixels.
@@ -62,12 +62,12 @@ def _box_rows(
     deltas = jnp.take_along_axis(outputs.deltas, own[:, :, None, None], axis=2)[:, :, 0]
     goal = jnp.where(rois.positive[:, :, None], rois.targets, rois.boxes)
     flat = lambda boxes: boxes.reshape(-1, 4)
-    if box_loss["name"] == "giou":
+    if overlap := elementwise.OVERLAP.get(box_loss["name"]):
         decoded = box_ops.decode(flat(rois.boxes), flat(deltas), weights=weights).reshape(
             goal.shape
         )
         clipped = jax.vmap(box_ops.clip)(decoded, size)
-        return elementwise.giou_loss(clipped, goal)
+        return overlap(clipped, goal)
     wanted = box_ops.encode(flat(rois.boxes), flat(goal), weights=weights).reshape(goal.shape)
     return jnp.sum(elementwise.smooth_l1(deltas - wanted, beta=box_loss["beta"]), axis=-1)
 

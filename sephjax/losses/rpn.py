@@ -26,8 +26,8 @@ def rpn_losses(
 
     Both are sums over the sampled anchors divided by images * samples ("images_times_samples":
     detectron2 and the series) or by the number really sampled ("sampled": torchvision). Without
-    positives `rpn_box` is 0 with a zero gradient. With `box_loss` "giou" the decoded boxes are
-    clipped to the picture, whose height and width are `size` (EXPERIMENTS 3.5).
+    positives `rpn_box` is 0 with a zero gradient. With `box_loss` "giou", "diou" or "ciou" the
+    decoded boxes are clipped to the picture, whose height and width are `size` (EXPERIMENTS 3.5).
     """
     sampled = jnp.logical_or(targets.positive, targets.negative)
     if normalizer == "images_times_samples":
@@ -37,8 +37,8 @@ def rpn_losses(
     entropy = elementwise.sigmoid_cross_entropy(
         outputs.logits, targets.positive.astype(jnp.float32)
     )
-    if box_loss["name"] == "giou":
-        rows = _giou_rows(outputs, targets, anchors, weights, size)
+    if overlap := elementwise.OVERLAP.get(box_loss["name"]):
+        rows = overlap(_decoded(outputs, anchors, weights, size), _goal(targets, anchors))
     else:
         rows = _smooth_l1_rows(outputs, targets, anchors, weights, box_loss["beta"])
     return {
@@ -52,12 +52,12 @@ def _goal(targets: RpnTargets, anchors: Array) -> Float[Array, "b n 4"]:
     return jnp.where(targets.positive[:, :, None], targets.boxes, anchors[None])
 
 
-def _giou_rows(
-    outputs: RpnOutputs, targets: RpnTargets, anchors: Array, weights: Any, size: Array
-) -> Float[Array, "b n"]:
+def _decoded(
+    outputs: RpnOutputs, anchors: Array, weights: Any, size: Array
+) -> Float[Array, "b n 4"]:
     references = jnp.broadcast_to(anchors[None], outputs.deltas.shape)
     decoded = box_ops.decode(references, outputs.deltas, weights=weights)
-    return elementwise.giou_loss(jax.vmap(box_ops.clip)(decoded, size), _goal(targets, anchors))
+    return jax.vmap(box_ops.clip)(decoded, size)
 
 
 def _smooth_l1_rows(

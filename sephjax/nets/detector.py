@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from sephjax.nets import functional
+from sephjax.nets import functional, layers
 from sephjax.nets.proposal import select
 from sephjax.nets.roi.pool import Pooler
 from sephjax.ops import masks as mask_ops
@@ -40,10 +40,10 @@ class Recipe:
     rpn_weights: tuple[float, float, float, float]
     roi_targets: Callable[..., Rois]
     pooler: Pooler
-    roi_tiers: tuple[int, ...]
+    roi_tiers: tuple[float, ...]
     mask_pool: int  # cells a side of a pooled mask ROI
     mask_rois: int  # most positives an image
-    mask_tiers: tuple[int, ...]
+    mask_tiers: tuple[float, ...]
     mask_binary: bool  # threshold mask targets at 0.5
     mask_loss: Callable[..., Array]  # (logits, targets, positive) -> sum over positives
     mask_padding: bool
@@ -63,22 +63,29 @@ class Detector(nnx.Module):
 
     def pyramid(self, batch: Batch, train: bool = False) -> dict[str, Float[Array, "b _ _ c"]]:  # noqa: FBT001, FBT002
         """Feature maps p2... of a batch, each [b, h_l, w_l, c]."""
+        image = self.recipe.normalize(batch.image)
+        # Black pixels are no zeros once normalised: torchvision and detectron2 pad after that.
+        canvas = (image.shape[1], image.shape[2])
+        image = layers.blank(image, layers.valid_mask(batch.size, canvas, 1))
         size = batch.size if self.recipe.mask_padding else None
-        features = self.backbone(self.recipe.normalize(batch.image), size, train=train)
+        features = self.backbone(image, size, train=train)
         return self.fpn(features, size, train=train)
 
     def _anchors(self, batch: Batch, pyramid: Pyramid) -> tuple[tuple[Array, ...], Array]:
         """Anchors of every level, and which of all of them each image may use, [b, n]."""
         canvas = batch.image.shape[1:3]
         levels = self.recipe.anchors(canvas, tuple(maps.shape[1:3] for maps in pyramid.values()))
-        every = jnp.concatenate(levels)
-        if not self.recipe.mask_padding:
-            return levels, jnp.ones((batch.image.shape[0], every.shape[0]), bool)
-        centres = 0.5 * (every[:, :2] + every[:, 2:])
-        edge = batch.size[:, ::-1].astype(jnp.float32)
-        return levels, jnp.all(centres[None] < edge[:, None], axis=-1)
+        return levels, self.usable(jnp.concatenate(levels), batch.size)
 
-    def _propose(
+    def usable(self, anchors: Float[Array, "n 4"], size: Int[Array, "b 2"]) -> Bool[Array, "b n"]:
+        """Which anchors each image may use: with `mask_padding` those whose centre lies in it."""
+        if not self.recipe.mask_padding:
+            return jnp.ones((size.shape[0], anchors.shape[0]), bool)
+        centres = 0.5 * (anchors[:, :2] + anchors[:, 2:])
+        edge = size[:, ::-1].astype(jnp.float32)
+        return jnp.all(centres[None] < edge[:, None], axis=-1)
+
+    def propose(
         self,
         outputs: RpnOutputs,
         levels: tuple[Array, ...],
@@ -87,6 +94,7 @@ class Detector(nnx.Module):
         *,
         train: bool,
     ) -> Proposals:
+        """Proposals of every image from raw outputs, the anchors of each level and `usable`."""
         cuts = [sum(level.shape[0] for level in levels[:i]) for i in range(1, len(levels))]
         counts = self.recipe.pre_nms(len(levels), train)
 
@@ -115,7 +123,7 @@ class Detector(nnx.Module):
         pairs = jax.vmap(jax.random.split)(keys)
         anchors = jnp.concatenate(levels)
         rpn_targets = self.recipe.rpn_targets(pairs[:, 0], anchors, inside, batch.truth)
-        proposals = self._propose(outputs, levels, inside, batch.size, train=True)
+        proposals = self.propose(outputs, levels, inside, batch.size, train=True)
         rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
         pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, canvas=canvas)
         boxes = self._classify(pooled, train=True)
@@ -148,13 +156,12 @@ class Detector(nnx.Module):
 
         def loss(params, pooled, rest):
             labels, targets, positive = rest
-            flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
-            logits = head(params, flat(pooled), flat(labels)).reshape(targets.shape)
-            return recipe.mask_loss(logits, targets, positive)
+            logits = head(params, pooled[0], labels[0])
+            return recipe.mask_loss(logits[None], targets, positive)
 
-        most = jnp.max(jnp.sum(positive, axis=1, dtype=jnp.int32))
-        rest = (labels, targets, positive)
-        return tiers.tiered_sum(loss, params, pooled, rest, most, recipe.mask_tiers)
+        pooled, rest = tiers.pack((pooled, (labels, targets, positive)), positive)
+        count = jnp.sum(positive, dtype=jnp.int32)
+        return tiers.tiered_sum(loss, params, pooled, rest, count, recipe.mask_tiers)
 
     def candidates(self, batch: Batch) -> tuple[dict[str, Array], Proposals, BoxOutputs]:
         """Pyramid, test-time proposals (valid ones first) and the box head's outputs of them."""
@@ -163,7 +170,7 @@ class Detector(nnx.Module):
         levels, inside = self._anchors(batch, pyramid)
         size = batch.size if self.recipe.mask_padding else None
         outputs = self.rpn(pyramid, size)
-        proposals = self._propose(outputs, levels, inside, batch.size, train=False)
+        proposals = self.propose(outputs, levels, inside, batch.size, train=False)
         proposals = jax.vmap(select.valid_first)(proposals)
 
         def run(rows: Proposals) -> BoxOutputs:

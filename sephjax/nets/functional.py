@@ -9,13 +9,15 @@ first.
 import dataclasses
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 
 from sephjax.errors import UserError
 from sephjax.types import Params
+
+T = TypeVar("T")
 
 
 class Frozen(nnx.Variable):
@@ -89,13 +91,17 @@ class Functional:
         _, _, updated = nnx.split(model, nnx.Param, Frozen)
         return outputs, dict(nnx.to_pure_dict(updated))
 
+    def inside(self, params: Params, frozen: Params, look: Callable[[Any], T]) -> T:
+        """`look(model)` of the model with these values, for what its methods do not return."""
+        check_same(self.abstract[0], params, "parameters")
+        check_same(self.abstract[1], frozen, "frozen values")
+        return look(nnx.merge(self.graph, params, frozen))
+
     def _bound(
         self, params: Params, frozen: Params, method: str
     ) -> tuple[nnx.Module, Callable[..., Any]]:
-        check_same(self.abstract[0], params, "parameters")
-        check_same(self.abstract[1], frozen, "frozen values")
-        model = nnx.merge(self.graph, params, frozen)
-        return model, operator.attrgetter(method)(model)
+        getter = operator.attrgetter(method)
+        return self.inside(params, frozen, lambda model: (model, getter(model)))
 
 
 def functional(make_model: Callable[[nnx.Rngs], nnx.Module]) -> Functional:

@@ -6,6 +6,7 @@ arrays without a batch axis of its own; invalid rows go through as finite number
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
@@ -86,6 +87,49 @@ def giou(a: Float[Array, "*s 4"], b: Float[Array, "*s 4"]) -> Float[Array, "*s"]
     hull_height = jnp.maximum(jnp.maximum(ay2, by2) - jnp.minimum(ay1, by1), 0.0)
     hull = hull_width * hull_height
     return _ratio(overlap, union) - _ratio(hull - union, hull)
+
+
+def diou(a: Float[Array, "*s 4"], b: Float[Array, "*s 4"]) -> Float[Array, "*s"]:
+    """Distance IoU, one by one, in (-1, 1].
+
+    `IoU - d^2 / c^2`, with `d` the distance of the centres and `c` the diagonal of the smallest box
+    around both. Where the union or the diagonal is zero the term with it is 0; the gradient is
+    finite everywhere.
+    Source: Zheng et al., Distance-IoU Loss, 2020.
+    """
+    return _iou(a, b) - _distance(a, b)
+
+
+def ciou(a: Float[Array, "*s 4"], b: Float[Array, "*s 4"]) -> Float[Array, "*s"]:
+    """Complete IoU, one by one: `diou` less a term for unequal aspect ratios.
+
+    The term is `v^2 / (1 - IoU + v)` with `v = 4 / pi^2 (atan(w_a / h_a) - atan(w_b / h_b))^2`. The
+    gradient takes `v / (1 - IoU + v)` for a constant, as the paper, detectron2 and torchvision do.
+    A box whose sides are both below 1e-8 has the angle 0; the gradient is finite everywhere.
+    Source: Zheng et al., Distance-IoU Loss, 2020.
+    """
+    overlap = _iou(a, b)
+    v = (4.0 / math.pi**2) * jnp.square(_aspect_angle(a) - _aspect_angle(b))
+    share = jax.lax.stop_gradient(_ratio(v, 1.0 - overlap + v))
+    return overlap - _distance(a, b) - share * v
+
+
+def _distance(a: Array, b: Array) -> Array:
+    """Squared distance of the centres by the squared diagonal of the hull."""
+    ax1, ay1, ax2, ay2 = _columns(a)
+    bx1, by1, bx2, by2 = _columns(b)
+    across = jnp.maximum(ax2, bx2) - jnp.minimum(ax1, bx1)
+    down = jnp.maximum(ay2, by2) - jnp.minimum(ay1, by1)
+    apart = jnp.square(ax1 + ax2 - bx1 - bx2) + jnp.square(ay1 + ay2 - by1 - by2)
+    return _ratio(0.25 * apart, jnp.square(across) + jnp.square(down))
+
+
+def _aspect_angle(boxes: Array) -> Array:
+    """atan(width / height), 0 with zero gradient for a box without sides."""
+    x1, y1, x2, y2 = _columns(boxes)
+    width, height = jnp.maximum(x2 - x1, 0.0), jnp.maximum(y2 - y1, 0.0)
+    there = jnp.maximum(width, height) > _TINY_SIDE
+    return jnp.where(there, jnp.arctan2(width, jnp.where(there, height, 1.0)), 0.0)
 
 
 def _centres(boxes: Array) -> tuple[Array, Array, Array, Array]:

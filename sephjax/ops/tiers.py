@@ -2,20 +2,33 @@
 
 Static shapes waste work: 128 mask ROIs an image cost as much as the backbone, and most are padding.
 Valid entries come first, so a head compiled for a few capacities and chosen by the largest valid
-count of the batch gives the same results for less work.
+count of the batch gives the same results for less work. A tier is a share of all rows, so that the
+same tiers fit any number of them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
-def capacities(tiers: Sequence[int], full: int) -> tuple[int, ...]:
-    """The tiers below `full`, then `full`."""
-    return (*sorted(tier for tier in set(tiers) if tier < full), full)
+def capacities(tiers: Sequence[float], full: int) -> tuple[int, ...]:
+    """Rows of each tier, a share of `full` rounded up, then `full`."""
+    sizes = {math.ceil(tier * full) for tier in tiers}
+    return (*sorted(size for size in sizes if size < full), full)
+
+
+def pack(tree: Any, valid: Bool[Array, "b n"]) -> Any:
+    """The rows of a batch as one list [1, bn, ...], valid ones first in their order.
+
+    A tier of a packed list follows the valid rows of the batch; without packing it follows its
+    fullest image.
+    """
+    order = jnp.argsort(~valid.reshape(-1), stable=True)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[order][None], tree)
 
 
 def _index(count: Int[Array, ""], sizes: Sequence[int]) -> Int[Array, ""]:
@@ -34,7 +47,7 @@ def _fill(tree: Any, full: int) -> Any:
 
 
 def by_tier(
-    run: Callable[[Any], Any], rows: Any, count: Int[Array, ""], tiers: Sequence[int]
+    run: Callable[[Any], Any], rows: Any, count: Int[Array, ""], tiers: Sequence[float]
 ) -> Any:
     """`run(rows)` on the smallest tier that holds `count`; the result's other rows are 0.
 
@@ -42,7 +55,7 @@ def by_tier(
         run: maps a pytree of arrays [b, t, ...] to a pytree of arrays [b, t, ...], row by row.
         rows: pytree of arrays [b, n, ...], what is valid first.
         count: the most valid rows of any image of the batch.
-        tiers: capacities to compile beside `n`.
+        tiers: shares of `n` to compile beside the whole.
     """
     full = jax.tree.leaves(rows)[0].shape[1]
     sizes = capacities(tiers, full)
@@ -58,7 +71,7 @@ def tiered_sum(
     inputs: Any,
     rest: Any,
     count: Int[Array, ""],
-    tiers: Sequence[int],
+    tiers: Sequence[float],
 ) -> Float[Array, ""]:
     """`loss(params, inputs, rest)` on the smallest tier that holds `count`, and its gradient.
 
@@ -71,7 +84,7 @@ def tiered_sum(
         inputs: arrays [b, n, ...], differentiated.
         rest: arrays [b, n, ...], not differentiated.
         count: the most valid rows of any image of the batch.
-        tiers: capacities to compile beside `n`.
+        tiers: shares of `n` to compile beside the whole.
     """
     full = jax.tree.leaves(inputs)[0].shape[1]
     sizes = capacities(tiers, full)

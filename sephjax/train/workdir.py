@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from sephjax import checkpoint, observe
 from sephjax.errors import UserError
+from sephjax.input.example import Categories
 
 # Keys that may differ when a run goes on: they change how long, how fast and what is looked at, not
 # what a step computes. (With the cosine schedule train.steps does: see `claim`.) A name with a dot
@@ -23,11 +24,13 @@ HARMLESS = (
     "eval.",
     "checkpoint.",
     "predict.",
+    "parity.",
     "data.workers",
     "data.threads",
     "data.prefetch",
 )
 ABSENT = "absent"
+CATEGORIES = "categories.json"
 
 
 def checkpoints_of(workdir: pathlib.Path, config: ConfigDict) -> checkpoint.Checkpoints:
@@ -93,6 +96,39 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{key}"
         leaves |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
     return leaves
+
+
+def require_trainable(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Checks that a run in `workdir` would start from scratch or go on, whole.
+
+    Raises:
+        UserError: the folder holds weights alone, which the run would not look at.
+    """
+    checkpoints = checkpoints_of(workdir, config)
+    if checkpoints.steps() and not checkpoints.steps(whole=True):
+        raise UserError(
+            f"{workdir} holds converted weights and no training to go on from; train in another "
+            f"workdir, with --config.init.format=sephjax --config.init.path={workdir}."
+        )
+
+
+def save_categories(workdir: pathlib.Path, categories: Categories) -> None:
+    """Writes `categories.json`: what each class of the model is called in the data."""
+    rows = [{"id": i, "name": n} for i, n in zip(categories.ids, categories.names, strict=True)]
+    (workdir / CATEGORIES).write_text(json.dumps(rows, indent=1))
+
+
+def load_categories(workdir: pathlib.Path) -> Categories:
+    """What `save_categories` wrote.
+
+    Raises:
+        UserError: it is not there.
+    """
+    path = workdir / CATEGORIES
+    if not path.exists():
+        raise UserError(f"{path} is missing: {workdir} is no workdir of a training run.")
+    rows = json.loads(path.read_text())
+    return Categories(tuple(r["id"] for r in rows), tuple(r["name"] for r in rows))
 
 
 def write_json(file: pathlib.Path, value: Any) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from sephjax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
+SHOWN = 4  # names in a summary
 
 
 class Transform(NamedTuple):
@@ -73,12 +74,15 @@ class LoadReport(NamedTuple):
     Attributes:
         used: Pairs (ours, theirs), sorted.
         unused: Names in the file that were left out on purpose.
-        missing: Paths of ours that the file does not have and that keep their value, on purpose.
+        missing: Paths of ours that keep their value, on purpose: the file does not have them, or
+            has them for other classes.
+        notes: Sentences, without a full stop, about what was done to the values.
     """
 
     used: tuple[tuple[str, str], ...]
     unused: tuple[str, ...]
     missing: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line a tensor: ours on the left, theirs on the right, `-` where there is none."""
@@ -88,12 +92,19 @@ class LoadReport(NamedTuple):
         return "\n".join([f"{ours:<{width}}  {theirs}" for ours, theirs in rows] + [self.summary()])
 
     def summary(self) -> str:
-        """The three counts, and the names of what was not used or missing."""
-        named = lambda names: f" ({', '.join(names)})" if names else ""
-        return (
-            f"{len(self.used)} used, {len(self.unused)} unused{named(self.unused)}, "
-            f"{len(self.missing)} missing{named(self.missing)}"
+        """The three counts, the first names of what was not used or missing, and the notes."""
+        counts = (
+            f"{len(self.used)} used, {len(self.unused)} unused{_named(self.unused)}, "
+            f"{len(self.missing)} missing{_named(self.missing)}"
         )
+        return "; ".join([counts, *self.notes])
+
+
+def _named(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f" ({', '.join(names[:SHOWN])}{more})"
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +138,7 @@ def load(
     source: str,
     ignore: Sequence[str] = (),
     keep: Sequence[str] = (),
+    anew: Sequence[str] = (),
 ) -> tuple[Arrays, LoadReport]:
     """Brings the tensors of a file into our names and layouts.
 
@@ -137,31 +149,35 @@ def load(
         source: The file, for messages.
         ignore: Regexes of their names that may stay unused.
         keep: Regexes of our paths that the file need not have.
+        anew: Regexes of our paths that keep their value even if the file has them.
 
     Returns:
-        Arrays by our path (paths that were kept are absent), and the report.
+        Arrays by our path (paths that keep their value are absent), and the report.
 
     Raises:
         UserError: some tensor is missing, left over, of the wrong shape or claimed by two rules.
     """
     arrays: Arrays = {}
-    used, missing, problems = [], [], []
+    used, missing, passed, problems = [], [], set(), []
     for path in sorted(ours):
-        pairs = _translations(rules, path)
+        pairs = translations(rules, path)
         name = pairs[0][0] if len(pairs) == 1 else None
-        if len(pairs) > 1:
+        if not _unmatched([path], anew):
+            missing.append(path)
+            passed |= {name for name, _ in pairs}
+        elif len(pairs) > 1:
             problems.append(f"ambiguous: {path} is claimed by {[name for name, _ in pairs]}")
         elif name is None or name not in theirs:
             missing.append(path)
         else:
-            arrays[path] = pairs[0][1].to_ours(np.asarray(theirs[name]))
             used.append((path, name))
-            if arrays[path].shape != tuple(ours[path].shape):
-                shapes = f"{arrays[path].shape} in the file, {tuple(ours[path].shape)} in the model"
+            arrays[path], shape = _turned(pairs[0][1], np.asarray(theirs[name]))
+            if shape != tuple(ours[path].shape):
+                shapes = f"{shape} in the file, {tuple(ours[path].shape)} in the model"
                 problems.append(f"wrong shape: {path} has {shapes}")
-    problems += [f"missing: {path}" for path in _unmatched(missing, keep)]
+    problems += [f"missing: {path}" for path in _unmatched(missing, [*keep, *anew])]
     unused = sorted(theirs.keys() - {name for _, name in used})
-    problems += [f"left over: {name}" for name in _unmatched(unused, ignore)]
+    problems += [f"left over: {name}" for name in _unmatched(unused, ignore) if name not in passed]
     problems += [f"used twice: {name}" for name in _repeated(name for _, name in used)]
     if problems:
         raise UserError(
@@ -180,7 +196,7 @@ def save(rules: Sequence[Rule], ours: Mapping[str, Any]) -> Arrays:
     arrays: Arrays = {}
     problems = []
     for path in sorted(ours):
-        pairs = _translations(rules, path)
+        pairs = translations(rules, path)
         if len(pairs) != 1 or pairs[0][0] in arrays:
             problems.append(f"{path}: {[name for name, _ in pairs] or 'no rule'}")
         else:
@@ -189,6 +205,15 @@ def save(rules: Sequence[Rule], ours: Mapping[str, Any]) -> Arrays:
     if problems:
         raise UserError("These tensors have no single name there:\n  " + "\n  ".join(problems))
     return arrays
+
+
+def _turned(transform: Transform, value: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The array in our layout and its shape, or as the file has it if it cannot be turned."""
+    try:
+        array = transform.to_ours(value)
+    except ValueError:  # not even the number of axes is right
+        array = value
+    return array, array.shape
 
 
 def _repeated(names: Iterable[str]) -> list[str]:
@@ -200,10 +225,12 @@ def _unmatched(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [name for name in names if not any(re.search(p, name) for p in patterns)]
 
 
-def _translations(rules: Sequence[Rule], path: str) -> list[tuple[str, Transform]]:
+def translations(rules: Sequence[Rule], path: str) -> list[tuple[str, Transform]]:
     """What each rule that fits our `path` calls it on the other side."""
     found = []
     for rule in rules:
+        if "{" not in rule.ours and rule.ours != path:
+            continue
         numbers = _parse(rule.ours, path)
         if numbers is not None:
             found.append((_write(rule.theirs, numbers), rule.transform))

@@ -1,4 +1,4 @@
-"""torchvision's Mask and Faster R-CNN R50-FPN (version 1), to and from `mask_rcnn:torchvision`.
+"""torchvision's ResNets, and its Mask and Faster R-CNN ResNet-FPN (version 1), in and out.
 
 A state dict is a mapping of names to NumPy arrays (`{k: v.numpy() for k, v in state.items()}`);
 nothing here imports torch. Background is torchvision's class 0 and our last: its logit moves to the
@@ -6,15 +6,21 @@ end; its box deltas and its mask, which neither side ever reads, are left out of
 in theirs.
 """
 
+import hashlib
+import pathlib
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
+from sephjax.errors import UserError
 from sephjax.types import Params
-from sephjax.weights import table
+from sephjax.weights import contents, files, kinds, table
+from sephjax.weights.contents import Contents
 
-MODEL_EPS = 1e-5  # of our layout `torchvision` and of torchvision's FrozenBatchNorm2d
+MODEL_EPS = 1e-5  # of our layout `torchvision` and of torchvision's norms
+# SHA-256 of the files whose models torchvision builds with eps 0: Mask and Faster R-CNN's COCO_V1.
+ZERO_EPS = ("bf2d0c1e", "258fb6c6")
 
 
 def _without_background(rows: int, then: table.Transform) -> table.Transform:
@@ -83,6 +89,71 @@ RULES = [
 ]
 
 
+_PREFIX = "backbone.body."
+BACKBONE_RULES = [  # of torchvision.models.resnet and of timm's plain ResNets
+    rule._replace(theirs=rule.theirs.removeprefix(_PREFIX))
+    for rule in RULES
+    if rule.theirs.startswith(_PREFIX)
+]
+
+
+def read(path: str) -> Contents:
+    """Reads a detector or a classification ResNet of torchvision: `.pth` or `.safetensors`.
+
+    Raises:
+        UserError: the file cannot be read or holds something else.
+    """
+    tensors = {_modern(name): value for name, value in files.read_torch(path).items()}
+    kind = kinds.require(tensors, path, "torchvision", "detector of torchvision", kinds.RESNET)
+    if kind == kinds.RESNET:
+        return resnet(path, tensors)
+    if "roi_heads.box_predictor.cls_score.bias" not in tensors:
+        raise UserError(
+            f"{path} is a detector of torchvision without the heads of a Mask or Faster R-CNN "
+            "(version 1): those can be read."
+        )
+    old = _had_no_eps(path)
+    note = ("its norms have eps 0, as torchvision's COCO_V1",) if old else ()
+    return _detector(path, tensors, eps=0.0 if old else MODEL_EPS, notes=note)
+
+
+def _detector(
+    source: str, tensors: table.Arrays, *, eps: float, notes: tuple[str, ...] = ()
+) -> Contents:
+    scores = tensors.get("roi_heads.box_predictor.cls_score.bias")
+    return Contents(
+        source,
+        tensors,
+        RULES,
+        layout="torchvision",
+        eps=eps,
+        whole=True,
+        classes=None if scores is None else len(scores) - 1,
+        coco=True,
+        ignore=(r"\.num_batches_tracked$",),
+        notes=notes,
+    )
+
+
+def resnet(path: str, tensors: table.Arrays) -> Contents:
+    """The contents of a classification ResNet with torchvision's names."""
+    return Contents(
+        path,
+        tensors,
+        BACKBONE_RULES,
+        layout="torchvision",
+        eps=MODEL_EPS,
+        ignore=(r"\.num_batches_tracked$", "^fc\\."),
+    )
+
+
+def _had_no_eps(path: str) -> bool:
+    if any(start in pathlib.Path(path).stem for start in ZERO_EPS):
+        return True
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(ZERO_EPS)
+
+
 def load_detector(
     state: Mapping[str, np.ndarray], params: Params, frozen: Params, *, eps: float = MODEL_EPS
 ) -> tuple[Params, Params, table.LoadReport]:
@@ -103,33 +174,29 @@ def load_detector(
         UserError: tensors that are missing, left over or of the wrong shape.
     """
     theirs = {_modern(name): np.asarray(value) for name, value in state.items()}
-    flat_params, flat_frozen = table.flatten(params), table.flatten(frozen)
-    arrays, report = table.load(
-        RULES,
-        flat_params | flat_frozen,
-        theirs,
-        source="the state dict of torchvision",
-        ignore=(r"\.num_batches_tracked$",),
-    )
-    if eps != MODEL_EPS:
-        shift = np.float32(eps - MODEL_EPS)
-        arrays |= {p: x + shift for p, x in arrays.items() if p.endswith("/variance")}
-    return (
-        table.unflatten({path: arrays[path] for path in flat_params}),
-        table.unflatten({path: arrays[path] for path in flat_frozen}),
-        report,
-    )
+    found = _detector("the state dict of torchvision", theirs, eps=eps)
+    arrays, report = contents.load(found, params, frozen, eps=MODEL_EPS)
+    pick = lambda tree: table.unflatten({path: arrays[path] for path in table.flatten(tree)})
+    return pick(params), pick(frozen), report
 
 
-def dump_detector(params: Params, frozen: Params) -> table.Arrays:
+def dump_detector(params: Params, frozen: Params, *, eps: float = MODEL_EPS) -> table.Arrays:
     """The state dict of a detector of `mask_rcnn:torchvision`, as torchvision loads it strictly.
 
-    It fits a model whose norms are torchvision's `FrozenBatchNorm2d` with its default eps.
+    It fits a model whose norms are torchvision's, frozen or not, with their default eps.
+
+    Args:
+        params: Trained values of the detector.
+        frozen: Frozen values of the detector.
+        eps: Of the detector's batch norm; the difference to torchvision's goes into the variance.
 
     Raises:
         UserError: a tensor that torchvision's model has no place for.
     """
-    return table.save(RULES, table.flatten(params) | table.flatten(frozen))
+    state = table.save(RULES, table.flatten(params) | table.flatten(frozen))
+    if shift := np.float32(eps - MODEL_EPS):
+        state |= {k: v + shift for k, v in state.items() if k.endswith(".running_var")}
+    return state
 
 
 def _modern(name: str) -> str:

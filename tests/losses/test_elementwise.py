@@ -83,3 +83,37 @@ def test_smooth_l1_and_its_gradient_agree_with_torch(beta):
     slope = jax.grad(lambda x: elementwise.smooth_l1(x, beta=beta).sum())(jnp.asarray(ERRORS))
     there = ERRORS != 0  # |x| has no slope at 0
     np.testing.assert_allclose(slope[there], errors.grad.numpy()[there], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("giou", "generalized_box_iou_loss"),
+        ("diou", "distance_box_iou_loss"),
+        ("ciou", "complete_box_iou_loss"),
+    ],
+)
+def test_the_losses_of_boxes_and_their_gradients_agree_with_torchvision(name, theirs):
+    torch = pytest.importorskip("torch")
+    ops = pytest.importorskip("torchvision.ops")
+    rng = np.random.default_rng(4)
+    corner, side = rng.uniform(0, 60, (2, 60, 2)), rng.uniform(1, 50, (2, 60, 2))
+    pair = np.concatenate([corner, corner + side], axis=2).astype(np.float32)
+    predicted, target = (torch.tensor(boxes, requires_grad=True) for boxes in pair)
+    rows = getattr(ops, theirs)(predicted, target, reduction="none")
+    rows.sum().backward()
+    ours, pull = jax.vjp(elementwise.OVERLAP[name], *map(jnp.asarray, pair))
+    np.testing.assert_allclose(ours, rows.detach(), atol=1e-6)
+    for slope, peer in zip(pull(jnp.ones_like(ours)), (predicted, target), strict=True):
+        np.testing.assert_allclose(slope, peer.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["diou", "ciou"])
+def test_a_box_loss_of_a_box_with_itself_is_zero_with_a_finite_gradient(name):
+    boxes = jnp.float32([[10, 20, 40, 80]])
+    value, slope = jax.value_and_grad(lambda box: elementwise.OVERLAP[name](box, boxes).sum())(
+        boxes
+    )
+    np.testing.assert_allclose(value, 0.0, atol=1e-7)
+    assert np.isfinite(slope).all()

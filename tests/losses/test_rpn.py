@@ -102,7 +102,7 @@ def test_the_giou_loss_sees_boxes_clipped_to_the_picture():
     np.testing.assert_allclose(found["rpn_box"], 0.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["smooth_l1", "giou"])
+@pytest.mark.parametrize("name", ["smooth_l1", "giou", "diou", "ciou"])
 @pytest.mark.parametrize("normalizer", ["sampled", "images_times_samples"])
 def test_nothing_sampled_is_zero_with_a_zero_gradient(name, normalizer):
     outputs, targets = batch(positives=0, sampled=0)
@@ -114,7 +114,7 @@ def test_nothing_sampled_is_zero_with_a_zero_gradient(name, normalizer):
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(slopes))
 
 
-@pytest.mark.parametrize("name", ["smooth_l1", "giou"])
+@pytest.mark.parametrize("name", ["smooth_l1", "giou", "diou", "ciou"])
 def test_only_positives_move_deltas_and_only_the_sampled_move_logits(name):
     outputs, targets = batch(positives=3)
     options = {"box_loss": {"name": name, "beta": 0.0}}

@@ -9,7 +9,7 @@ import pytest
 
 from sephjax.ops import tiers
 
-ROWS, TIERS = 10, (3, 6)
+ROWS, TIERS = 10, (0.3, 0.6)  # of 3 and 6 rows
 COUNTS = (0, 1, 3, 4, 6, 7, 10)  # none, below, at and above each tier, all
 RNG = np.random.default_rng(0)
 INPUTS = jnp.float32(RNG.normal(size=(2, ROWS, 4)))
@@ -17,10 +17,20 @@ GOALS = jnp.float32(RNG.normal(size=(2, ROWS)))
 PARAMS = {"kernel": jnp.float32(RNG.normal(size=4)), "bias": jnp.float32(0.3)}
 
 
-def test_capacities_are_the_tiers_below_the_whole_and_the_whole():
-    assert tiers.capacities((64, 8, 8, 16), 32) == (8, 16, 32)
-    assert tiers.capacities((32,), 32) == (32,)
+def test_capacities_are_shares_rounded_up_and_the_whole():
+    assert tiers.capacities((0.5, 0.25, 0.25), 32) == (8, 16, 32)
+    assert tiers.capacities((0.25, 0.5), 6) == (2, 3, 6)
+    assert tiers.capacities((1.0,), 32) == (32,)
     assert tiers.capacities((), 32) == (32,)
+
+
+def test_packed_rows_are_the_valid_ones_of_every_image_in_order_then_the_rest():
+    valid = jnp.asarray([[True, False, True], [False, False, False], [True, True, False]])
+    rows = {"x": jnp.arange(9).reshape(3, 3), "wide": jnp.arange(18).reshape(3, 3, 2)}
+    packed = tiers.pack(rows, valid)
+    order = [0, 2, 6, 7, 1, 3, 4, 5, 8]
+    np.testing.assert_array_equal(packed["x"], [order])
+    np.testing.assert_array_equal(packed["wide"][0, :, 0], 2 * np.asarray(order))
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -29,7 +39,7 @@ def test_the_valid_rows_of_a_tier_are_those_of_the_plain_run(count):
     rows = {"x": INPUTS, "unused": GOALS}
     tiered = jax.jit(lambda rows, count: tiers.by_tier(run, rows, count, TIERS))
     found, plain = tiered(rows, jnp.int32(count)), run(rows)
-    capacity = next(size for size in (*TIERS, ROWS) if size >= count)
+    capacity = next(size for size in (3, 6, ROWS) if size >= count)
     for name, leaf in plain.items():
         np.testing.assert_array_equal(found[name][:, :capacity], leaf[:, :capacity])
         assert not np.any(found[name][:, capacity:])

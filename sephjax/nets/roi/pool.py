@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sephjax.ops import roi_align
 
@@ -40,6 +40,18 @@ class Pooler:
     ) -> Float[Array, "b n s s c"]:
         """Features of every ROI, `side` cells a side; zeros for invalid ROIs."""
         maps = [pyramid[name] for name in self.levels]
+        index = self.assign(boxes)
+        options = {key: value for key, value in self.kind.items() if key != "name"}
+        if self.kind["name"] == "crop_max":
+            return roi_align.crop_and_max_pool(
+                maps, boxes, index, valid, canvas=canvas, output_size=(side, side), **options
+            )
+        return roi_align.roi_align(
+            maps, boxes, index, valid, strides=self.strides, output_size=(side, side), **options
+        )
+
+    def assign(self, boxes: Float[Array, "b n 4"]) -> Int[Array, "b n"]:
+        """Position in `levels` of the map that each ROI is pooled from."""
         rule = self.canonical
         assign = lambda one: roi_align.assign_levels(
             one,
@@ -50,12 +62,4 @@ class Pooler:
             eps=rule["eps"],
             eps_inside_log=rule["eps_inside_log"],
         )
-        index = jax.vmap(assign)(boxes)
-        options = {key: value for key, value in self.kind.items() if key != "name"}
-        if self.kind["name"] == "crop_max":
-            return roi_align.crop_and_max_pool(
-                maps, boxes, index, valid, canvas=canvas, output_size=(side, side), **options
-            )
-        return roi_align.roi_align(
-            maps, boxes, index, valid, strides=self.strides, output_size=(side, side), **options
-        )
+        return jax.vmap(assign)(boxes)

@@ -1,0 +1,43 @@
+"""The weights of a workdir, for the modes that only read them."""
+
+import pathlib
+
+from sephjax.checkpoint import Checkpoints
+from sephjax.errors import UserError
+from sephjax.nets.functional import Functional
+from sephjax.train import sharding
+from sephjax.types import Params
+
+
+def step_of(workdir: pathlib.Path, at: int | None) -> int:
+    """The step to restore: `at`, or the newest. Asked before anything else takes its time.
+
+    Raises:
+        UserError: there is none, or not that one.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    found = checkpoints.latest() if at is None else at
+    if found is None:
+        raise UserError(
+            f"{workdir} holds no finished checkpoint; train first, or correct --workdir."
+        )
+    if found not in (steps := checkpoints.steps()):
+        raise UserError(f"{workdir} holds no checkpoint of step {at}; --step may be {steps}.")
+    return found
+
+
+def weights(model: Functional, workdir: pathlib.Path, step: int) -> tuple[Params, Params]:
+    """`(params, frozen)` of a checkpoint, a whole copy on each device.
+
+    Raises:
+        UserError: it is of another model.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    mesh = sharding.make_mesh()
+    params, frozen = model.abstract
+    try:
+        return checkpoints.restore_weights(
+            step, sharding.abstract_on(mesh, params), sharding.abstract_on(mesh, frozen)
+        )
+    finally:
+        checkpoints.close()
