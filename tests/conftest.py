@@ -1,9 +1,14 @@
 """What every test runs under: CPU, strict promotion, all warnings as errors."""
 
+import contextlib
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# First: the library of triton, which torchvision imports, crashes once TensorFlow is loaded (2026-11).
+with contextlib.suppress(ImportError):
+    import torchvision  # noqa: F401
 
 import jax
 import pytest
