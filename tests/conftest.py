@@ -6,7 +6,7 @@ import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# First: the library of triton, which torchvision imports, crashes once TensorFlow is loaded (2026-11).
+# First: the library of triton, which it imports, crashes once TensorFlow is loaded (2026-11).
 with contextlib.suppress(ImportError):
     import torchvision  # noqa: F401
 
