@@ -122,7 +122,7 @@ class Detector(nnx.Module):
         proposals = self._propose(outputs, levels, inside, batch.size, train=True)
         rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
         pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, canvas=canvas)
-        boxes = self._classify(pooled, train=True)
+        boxes = self._classify(pooled, rois.valid, train=True)
         mask_sum = (
             self._mask_sum(pyramid, rois, batch.truth, canvas)
             if hasattr(self, "mask_head")
@@ -130,9 +130,12 @@ class Detector(nnx.Module):
         )
         return TrainOutputs(anchors, outputs, rpn_targets, rois, boxes, mask_sum)
 
-    def _classify(self, pooled: Float[Array, "b n s s c"], *, train: bool) -> BoxOutputs:
+    def _classify(
+        self, pooled: Float[Array, "b n s s c"], valid: Bool[Array, "b n"], *, train: bool
+    ) -> BoxOutputs:
         images, count = pooled.shape[:2]
-        rows = self.box_head(pooled.reshape(images * count, *pooled.shape[2:]), train=train)
+        flat = pooled.reshape(images * count, *pooled.shape[2:])
+        rows = self.box_head(flat, valid.reshape(-1), train=train)
         return jax.tree.map(lambda leaf: leaf.reshape(images, count, *leaf.shape[1:]), rows)
 
     def _mask_sum(
@@ -153,12 +156,15 @@ class Detector(nnx.Module):
         def loss(params, pooled, rest):
             labels, targets, positive = rest
             flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
-            logits = head(params, flat(pooled), flat(labels)).reshape(targets.shape)
-            return recipe.mask_loss(logits, targets, positive)
+            rows = flat(pooled), flat(labels), flat(positive)
+            logits, frozen = head(params, *rows, train=True)
+            return recipe.mask_loss(logits.reshape(targets.shape), targets, positive), frozen
 
         most = jnp.max(jnp.sum(positive, axis=1, dtype=jnp.int32))
         rest = (labels, targets, positive)
-        return tiers.tiered_sum(loss, params, pooled, rest, most, recipe.mask_tiers)
+        total, frozen = tiers.tiered_sum(loss, params, pooled, rest, most, recipe.mask_tiers)
+        functional.attach(self.mask_head, frozen)
+        return total
 
     def candidates(self, batch: Batch) -> tuple[dict[str, Array], Proposals, BoxOutputs]:
         """Pyramid, test-time proposals (valid ones first) and the box head's outputs of them."""
@@ -172,7 +178,7 @@ class Detector(nnx.Module):
 
         def run(rows: Proposals) -> BoxOutputs:
             pooled = self.recipe.pooler(pyramid, rows.boxes, rows.valid, side=7, canvas=canvas)
-            return self._classify(pooled, train=False)
+            return self._classify(pooled, rows.valid, train=False)
 
         most = jnp.max(jnp.sum(proposals.valid, axis=1, dtype=jnp.int32))
         return pyramid, proposals, tiers.by_tier(run, proposals, most, self.recipe.roi_tiers)

@@ -7,7 +7,7 @@ in theirs.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def _norm(ours: str, theirs: str) -> list[table.Rule]:
 
 _BLOCK = "backbone/stage{s}/block{b}"
 _BODY = "backbone.body.layer{s}.{b}"
-RULES = [
+_SHARED = [
     table.Rule("backbone/stem/conv/kernel", "backbone.body.conv1.weight", table.CONV),
     table.Rule(_BLOCK + "/conv{c}/kernel", _BODY + ".conv{c}.weight", table.CONV),
     table.Rule(_BLOCK + "/shortcut_conv/kernel", _BODY + ".downsample.0.weight", table.CONV),
@@ -55,11 +55,11 @@ RULES = [
     *_norm(_BLOCK + "/shortcut_norm", _BODY + ".downsample.1"),
     *_layer("fpn/lateral{i:+2}", "backbone.fpn.inner_blocks.{i}.0", table.CONV),
     *_layer("fpn/output{i:+2}", "backbone.fpn.layer_blocks.{i}.0", table.CONV),
+    *_norm("fpn/lateral_norm{i:+2}", "backbone.fpn.inner_blocks.{i}.1"),
+    *_norm("fpn/output_norm{i:+2}", "backbone.fpn.layer_blocks.{i}.1"),
     *_layer("rpn/conv{i}", "rpn.head.conv.{i}.0", table.CONV),
     *_layer("rpn/logits", "rpn.head.cls_logits", table.CONV),
     *_layer("rpn/deltas", "rpn.head.bbox_pred", table.CONV),
-    *_layer("box_head/dense/fc0", "roi_heads.box_head.fc6", table.fc_after_pool(7, 7)),
-    *_layer("box_head/dense/fc1", "roi_heads.box_head.fc7", table.LINEAR),
     *_layer(
         "box_head/logits",
         "roi_heads.box_predictor.cls_score",
@@ -73,6 +73,7 @@ RULES = [
         _without_background(4, table.SAME),
     ),
     *_layer("mask_head/conv{i}", "roi_heads.mask_head.{i}.0", table.CONV),
+    *_norm("mask_head/norm{i}", "roi_heads.mask_head.{i}.1"),
     *_layer("mask_head/deconv", "roi_heads.mask_predictor.conv5_mask", table.CONV_TRANSPOSE),
     *_layer(
         "mask_head/predictor",
@@ -81,16 +82,35 @@ RULES = [
         _without_background(1, table.SAME),
     ),
 ]
+_TWO_FC = [
+    *_layer("box_head/dense/fc0", "roi_heads.box_head.fc6", table.fc_after_pool(7, 7)),
+    *_layer("box_head/dense/fc1", "roi_heads.box_head.fc7", table.LINEAR),
+]
+_FOUR_CONV_FC = [  # 4 is the flattening
+    *_layer("box_head/tower/conv{i}", "roi_heads.box_head.{i}.0", table.CONV),
+    *_norm("box_head/tower/norm{i}", "roi_heads.box_head.{i}.1"),
+    *_layer("box_head/dense/fc0", "roi_heads.box_head.5", table.fc_after_pool(7, 7)),
+]
+
+
+def rules(paths: Iterable[str]) -> list[table.Rule]:
+    """The table for a detector with these paths: that of v2 if its box head has convolutions."""
+    return _SHARED + (_FOUR_CONV_FC if _is_v2(paths) else _TWO_FC)
+
+
+def _is_v2(paths: Iterable[str]) -> bool:
+    return any(path.startswith("box_head/tower/") for path in paths)
 
 
 def load_detector(
     state: Mapping[str, np.ndarray], params: Params, frozen: Params, *, eps: float = MODEL_EPS
 ) -> tuple[Params, Params, table.LoadReport]:
-    """Brings a state dict into the detector of `mask_rcnn:torchvision`.
+    """Brings a state dict into the detector of a row `torchvision` of `mask_rcnn`.
 
     Args:
-        state: Of `maskrcnn_resnet50_fpn`, or of `fasterrcnn_resnet50_fpn` for a model without a
-            mask head; the names that torchvision had before 0.13 are understood too.
+        state: Of `maskrcnn_resnet50_fpn` (row `torchvision`), `maskrcnn_resnet50_fpn_v2`
+            (`torchvision_v2`) or `fasterrcnn_resnet50_fpn` (`box_only_torchvision`); the names that
+            torchvision had before 0.13 are understood too.
         params: Trained values of the detector, or their shapes.
         frozen: Frozen values of the detector, or their shapes.
         eps: Of the batch norm that the weights were trained with. It is 0 for the published
@@ -104,9 +124,10 @@ def load_detector(
     """
     theirs = {_modern(name): np.asarray(value) for name, value in state.items()}
     flat_params, flat_frozen = table.flatten(params), table.flatten(frozen)
+    ours = flat_params | flat_frozen
     arrays, report = table.load(
-        RULES,
-        flat_params | flat_frozen,
+        rules(ours),
+        ours,
         theirs,
         source="the state dict of torchvision",
         ignore=(r"\.num_batches_tracked$",),
@@ -122,14 +143,21 @@ def load_detector(
 
 
 def dump_detector(params: Params, frozen: Params) -> table.Arrays:
-    """The state dict of a detector of `mask_rcnn:torchvision`, as torchvision loads it strictly.
+    """The state dict of a row `torchvision` of `mask_rcnn`, as torchvision loads it strictly.
 
-    It fits a model whose norms are torchvision's `FrozenBatchNorm2d` with its default eps.
+    It fits a model whose norms are torchvision's `FrozenBatchNorm2d` with its default eps, or, of
+    v2, `BatchNorm2d`; the number of batches that those count is 0, and nothing reads it.
 
     Raises:
         UserError: a tensor that torchvision's model has no place for.
     """
-    return table.save(RULES, table.flatten(params) | table.flatten(frozen))
+    ours = table.flatten(params) | table.flatten(frozen)
+    theirs = table.save(rules(ours), ours)
+    if _is_v2(ours):
+        norms = [name for name in theirs if name.endswith(".running_var")]
+        counts = {name.replace("running_var", "num_batches_tracked") for name in norms}
+        theirs |= dict.fromkeys(counts, np.zeros((), np.int64))
+    return theirs
 
 
 def _modern(name: str) -> str:
