@@ -6,17 +6,18 @@ trained model's, and the bias of the background class is set so that a wanted nu
 is left.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 from torchvision import models
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 CLASSES = 91  # with background
+T = TypeVar("T", bound=nn.Module)
 
 
 def mask_rcnn(height: int, width: int, *, seed: int = 0, depth: int = 50) -> MaskRCNN:
@@ -25,12 +26,30 @@ def mask_rcnn(height: int, width: int, *, seed: int = 0, depth: int = 50) -> Mas
     Asked for without weights, torchvision's own constructor takes trainable batch norm and freezes
     nothing. Stem and layer1 are frozen here; the resize does nothing.
     """
-    torch.manual_seed(seed)
-    backbone = getattr(models, f"resnet{depth}")(weights=None, norm_layer=FrozenBatchNorm2d)
-    _vary_norms(backbone)
+    body = _frozen_body(seed, depth)
     short, long = sorted((height, width))
-    body = _resnet_fpn_extractor(backbone, 3)
-    return MaskRCNN(body, CLASSES, min_size=short, max_size=long)
+    return _varied(MaskRCNN(body, CLASSES, min_size=short, max_size=long))
+
+
+def faster_rcnn(height: int, width: int, *, seed: int = 0) -> FasterRCNN:
+    """`fasterrcnn_resnet50_fpn` in the same way."""
+    body = _frozen_body(seed)
+    short, long = sorted((height, width))
+    return _varied(FasterRCNN(body, CLASSES, min_size=short, max_size=long))
+
+
+def mask_rcnn_v2(height: int, width: int, *, seed: int = 0) -> MaskRCNN:
+    """`maskrcnn_resnet50_fpn_v2` for pictures of one size; its norms are trainable batch norm."""
+    torch.manual_seed(seed)
+    short, long = sorted((height, width))
+    bare = {"weights": None, "weights_backbone": None}
+    return _varied(maskrcnn_resnet50_fpn_v2(**bare, min_size=short, max_size=long))
+
+
+def _frozen_body(seed: int, depth: int = 50) -> nn.Module:
+    torch.manual_seed(seed)
+    resnet = getattr(models, f"resnet{depth}")
+    return _resnet_fpn_extractor(resnet(weights=None, norm_layer=FrozenBatchNorm2d), 3)
 
 
 def tensor(image: np.ndarray) -> torch.Tensor:
@@ -39,7 +58,7 @@ def tensor(image: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def settle(model: MaskRCNN, image: np.ndarray, *, detections: int) -> int:
+def settle(model: FasterRCNN, image: np.ndarray, *, detections: int) -> int:
     """Gives the predictors a trained model's spread on `image`.
 
     Returns the number of detections on it, the nearest to `detections` that a bias of the
@@ -73,23 +92,30 @@ def settle(model: MaskRCNN, image: np.ndarray, *, detections: int) -> int:
         low, high = (middle, high) if len(found(middle)[0]) > detections else (low, middle)
     predictor.cls_score.bias[0] += high
     boxes, _ = found(high)
+    if not heads.has_mask():
+        return len(boxes)
     pooled = heads.mask_roi_pool(features, [boxes], images.image_sizes)
     masks = heads.mask_predictor(heads.mask_head(pooled))
     _spread(heads.mask_predictor.mask_fcn_logits, masks.transpose(0, 1).flatten(1).T, 3.0)
     return len(boxes)
 
 
-def _vary_norms(backbone: nn.Module) -> None:
-    """Statistics that no norm shares, around values that keep the activations in range."""
-    bottlenecks = hasattr(backbone.layer1[0], "bn3")
-    for name, module in backbone.named_modules():
-        if isinstance(module, FrozenBatchNorm2d):
+@torch.no_grad()
+def _varied(model: T) -> T:
+    """Norms that differ, around values that keep the activations in range, and biases beside 0."""
+    bottlenecks = hasattr(model.backbone.body.layer1[0], "bn3")
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
             norm: Any = module
             closes_block = name.endswith("bn3" if bottlenecks else "bn2")
             norm.weight.uniform_(*((0.2, 0.4) if closes_block else (0.7, 1.3)))
             norm.bias.normal_(0.0, 0.1)
             norm.running_mean.normal_(0.0, 0.1)
             norm.running_var.uniform_(0.7, 1.3)
+    for name, value in model.named_parameters():
+        if name.endswith("bias") and not value.any():
+            value.normal_(0.0, 0.05)
+    return model
 
 
 def _spread(layer: Any, outputs: torch.Tensor, std: float) -> None:

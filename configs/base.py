@@ -128,6 +128,7 @@ def fpn() -> ConfigDict:
             "inputs": ("c2", "c3", "c4", "c5"),
             "channels": 256,
             "norm": "none",  # after the 3x3 output convolutions
+            "lateral_norm": "none",  # after the lateral 1x1 convolutions
             "extra": "max_pool",  # p6: max_pool (of p5, stride 2) | conv_c5 (3x3 stride 2 on c5)
         }
     )

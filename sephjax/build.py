@@ -112,6 +112,7 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
         in_channels={name: backbone.channels[name] for name in neck.inputs},
         channels=neck.channels,
         norm=neck.norm,
+        lateral_norm=neck.lateral_norm,
         extra=neck.extra,
         init=inits["fpn"],
         rngs=rngs,

@@ -151,9 +151,10 @@ def _to_torchvision(config: ConfigDict, params: Params, frozen: Params, path: st
     state = torchvision.dump_detector(params, frozen, eps=eps)
     files.write_torch(path, state)
     kind = "mask" if config.mask.enabled else "faster"
+    version = "_v2" if config.roi.head.conv_dims else ""
     rows = len(state["roi_heads.box_predictor.cls_score.bias"])
     return (
-        f"written to {path}: {len(state)} tensors, for {kind}rcnn_resnet50_fpn with "
+        f"written to {path}: {len(state)} tensors, for {kind}rcnn_resnet50_fpn{version} with "
         f"num_classes={rows}"
     )
 

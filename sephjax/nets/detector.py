@@ -126,7 +126,7 @@ class Detector(nnx.Module):
         proposals = self.propose(outputs, levels, inside, batch.size, train=True)
         rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
         pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, canvas=canvas)
-        boxes = self._classify(pooled, train=True)
+        boxes = self._classify(pooled, rois.valid, train=True)
         mask_sum = (
             self._mask_sum(pyramid, rois, batch.truth, canvas)
             if hasattr(self, "mask_head")
@@ -134,9 +134,12 @@ class Detector(nnx.Module):
         )
         return TrainOutputs(anchors, outputs, rpn_targets, rois, boxes, mask_sum)
 
-    def _classify(self, pooled: Float[Array, "b n s s c"], *, train: bool) -> BoxOutputs:
+    def _classify(
+        self, pooled: Float[Array, "b n s s c"], valid: Bool[Array, "b n"], *, train: bool
+    ) -> BoxOutputs:
         images, count = pooled.shape[:2]
-        rows = self.box_head(pooled.reshape(images * count, *pooled.shape[2:]), train=train)
+        flat = pooled.reshape(images * count, *pooled.shape[2:])
+        rows = self.box_head(flat, valid.reshape(-1), train=train)
         return jax.tree.map(lambda leaf: leaf.reshape(images, count, *leaf.shape[1:]), rows)
 
     def _mask_sum(
@@ -156,12 +159,14 @@ class Detector(nnx.Module):
 
         def loss(params, pooled, rest):
             labels, targets, positive = rest
-            logits = head(params, pooled[0], labels[0])
-            return recipe.mask_loss(logits[None], targets, positive)
+            logits, frozen = head(params, pooled[0], labels[0], positive[0], train=True)
+            return recipe.mask_loss(logits[None], targets, positive), frozen
 
         pooled, rest = tiers.pack((pooled, (labels, targets, positive)), positive)
         count = jnp.sum(positive, dtype=jnp.int32)
-        return tiers.tiered_sum(loss, params, pooled, rest, count, recipe.mask_tiers)
+        total, frozen = tiers.tiered_sum(loss, params, pooled, rest, count, recipe.mask_tiers)
+        functional.attach(self.mask_head, frozen)
+        return total
 
     def candidates(self, batch: Batch) -> tuple[dict[str, Array], Proposals, BoxOutputs]:
         """Pyramid, test-time proposals (valid ones first) and the box head's outputs of them."""
@@ -175,7 +180,7 @@ class Detector(nnx.Module):
 
         def run(rows: Proposals) -> BoxOutputs:
             pooled = self.recipe.pooler(pyramid, rows.boxes, rows.valid, side=7, canvas=canvas)
-            return self._classify(pooled, train=False)
+            return self._classify(pooled, rows.valid, train=False)
 
         most = jnp.max(jnp.sum(proposals.valid, axis=1, dtype=jnp.int32))
         return pyramid, proposals, tiers.by_tier(run, proposals, most, self.recipe.roi_tiers)

@@ -115,17 +115,25 @@ def functional(make_model: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     return Functional(make_model, graph, (params, frozen))
 
 
-def detach(module: nnx.Module) -> tuple[Callable[..., Any], Params]:
+def detach(module: nnx.Module) -> tuple[Callable[..., tuple[Any, Params]], Params]:
     """Splits a part of a running model into a pure function and the parameters it has now.
 
     For transformations that must see the parameters as arguments (a custom gradient). `call(params,
-    *args, **kwargs)` is the module's `__call__`; its frozen values are closed over, and what the
-    call changes in them is dropped.
+    *args, **kwargs)` gives what the module's `__call__` gives, and the frozen values that it leaves
+    behind (`attach` brings them back into the module); those before it are closed over.
     """
     graph, params, frozen = nnx.split(module, nnx.Param, Frozen)
     values = nnx.to_pure_dict(frozen)
 
-    def call(params: Params, *args: Any, **kwargs: Any) -> Any:
-        return nnx.merge(graph, params, values)(*args, **kwargs)
+    def call(params: Params, *args: Any, **kwargs: Any) -> tuple[Any, Params]:
+        part = nnx.merge(graph, params, values)
+        outputs = part(*args, **kwargs)
+        _, _, updated = nnx.split(part, nnx.Param, Frozen)
+        return outputs, dict(nnx.to_pure_dict(updated))
 
     return call, dict(nnx.to_pure_dict(params))
+
+
+def attach(module: nnx.Module, frozen: Params) -> None:
+    """Gives a part of a running model the frozen values that a call of `detach` left behind."""
+    nnx.update(module, frozen)

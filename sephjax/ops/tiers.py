@@ -66,20 +66,21 @@ def by_tier(
 
 
 def tiered_sum(
-    loss: Callable[[Any, Any, Any], Float[Array, ""]],
+    loss: Callable[[Any, Any, Any], tuple[Float[Array, ""], Any]],
     params: Any,
     inputs: Any,
     rest: Any,
     count: Int[Array, ""],
     tiers: Sequence[float],
-) -> Float[Array, ""]:
+) -> tuple[Float[Array, ""], Any]:
     """`loss(params, inputs, rest)` on the smallest tier that holds `count`, and its gradient.
 
     Differentiating a `lax.switch` keeps every branch's activations; here the forward pass of a
     branch computes its gradient at once (the loss is a scalar, so the cotangent only scales it).
 
     Args:
-        loss: a sum over rows to which rows past the valid ones add nothing.
+        loss: a sum over rows to which rows past the valid ones add nothing, and arrays that go
+            with it, of the same shapes whatever the number of rows; they have no gradient.
         params: differentiated.
         inputs: arrays [b, n, ...], differentiated.
         rest: arrays [b, n, ...], not differentiated.
@@ -94,10 +95,10 @@ def tiered_sum(
 
     def grad_branch(size):
         def run(params, inputs, rest):
-            value, (by_params, by_inputs) = jax.value_and_grad(loss, argnums=(0, 1))(
+            found, (by_params, by_inputs) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
                 params, _cut(inputs, size), _cut(rest, size)
             )
-            return value, by_params, _fill(by_inputs, full)
+            return found, by_params, _fill(by_inputs, full)
 
         return run
 
@@ -106,13 +107,13 @@ def tiered_sum(
         return jax.lax.switch(index, [value_branch(size) for size in sizes], params, inputs, rest)
 
     def forward(params, inputs, rest, index):
-        value, *grads = jax.lax.switch(
+        found, *grads = jax.lax.switch(
             index, [grad_branch(size) for size in sizes], params, inputs, rest
         )
-        return value, grads
+        return found, grads
 
-    def backward(grads, cotangent):
-        scale = lambda g: g * cotangent.astype(g.dtype)
+    def backward(grads, cotangents):
+        scale = lambda g: g * cotangents[0].astype(g.dtype)
         return (*jax.tree.map(scale, tuple(grads)), None, None)
 
     total.defvjp(forward, backward)

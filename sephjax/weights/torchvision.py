@@ -1,4 +1,4 @@
-"""torchvision's ResNets, and its Mask and Faster R-CNN ResNet-FPN (version 1), in and out.
+"""torchvision's ResNets, and its Mask and Faster R-CNN ResNet-FPN (versions 1 and 2), in and out.
 
 A state dict is a mapping of names to NumPy arrays (`{k: v.numpy() for k, v in state.items()}`);
 nothing here imports torch. Background is torchvision's class 0 and our last: its logit moves to the
@@ -52,7 +52,7 @@ def _norm(ours: str, theirs: str) -> list[table.Rule]:
 
 _BLOCK = "backbone/stage{s}/block{b}"
 _BODY = "backbone.body.layer{s}.{b}"
-RULES = [
+_SHARED = [
     table.Rule("backbone/stem/conv/kernel", "backbone.body.conv1.weight", table.CONV),
     table.Rule(_BLOCK + "/conv{c}/kernel", _BODY + ".conv{c}.weight", table.CONV),
     table.Rule(_BLOCK + "/shortcut_conv/kernel", _BODY + ".downsample.0.weight", table.CONV),
@@ -61,11 +61,11 @@ RULES = [
     *_norm(_BLOCK + "/shortcut_norm", _BODY + ".downsample.1"),
     *_layer("fpn/lateral{i:+2}", "backbone.fpn.inner_blocks.{i}.0", table.CONV),
     *_layer("fpn/output{i:+2}", "backbone.fpn.layer_blocks.{i}.0", table.CONV),
+    *_norm("fpn/lateral_norm{i:+2}", "backbone.fpn.inner_blocks.{i}.1"),
+    *_norm("fpn/output_norm{i:+2}", "backbone.fpn.layer_blocks.{i}.1"),
     *_layer("rpn/conv{i}", "rpn.head.conv.{i}.0", table.CONV),
     *_layer("rpn/logits", "rpn.head.cls_logits", table.CONV),
     *_layer("rpn/deltas", "rpn.head.bbox_pred", table.CONV),
-    *_layer("box_head/dense/fc0", "roi_heads.box_head.fc6", table.fc_after_pool(7, 7)),
-    *_layer("box_head/dense/fc1", "roi_heads.box_head.fc7", table.LINEAR),
     *_layer(
         "box_head/logits",
         "roi_heads.box_predictor.cls_score",
@@ -79,6 +79,7 @@ RULES = [
         _without_background(4, table.SAME),
     ),
     *_layer("mask_head/conv{i}", "roi_heads.mask_head.{i}.0", table.CONV),
+    *_norm("mask_head/norm{i}", "roi_heads.mask_head.{i}.1"),
     *_layer("mask_head/deconv", "roi_heads.mask_predictor.conv5_mask", table.CONV_TRANSPOSE),
     *_layer(
         "mask_head/predictor",
@@ -87,12 +88,26 @@ RULES = [
         _without_background(1, table.SAME),
     ),
 ]
+_TWO_FC = [
+    *_layer("box_head/dense/fc0", "roi_heads.box_head.fc6", table.fc_after_pool(7, 7)),
+    *_layer("box_head/dense/fc1", "roi_heads.box_head.fc7", table.LINEAR),
+]
+_FOUR_CONV_FC = [  # 4 is the flattening
+    *_layer("box_head/tower/conv{i}", "roi_heads.box_head.{i}.0", table.CONV),
+    *_norm("box_head/tower/norm{i}", "roi_heads.box_head.{i}.1"),
+    *_layer("box_head/dense/fc0", "roi_heads.box_head.5", table.fc_after_pool(7, 7)),
+]
+
+
+def rules(*, v2: bool) -> list[table.Rule]:
+    """The table of version 1 or 2: their box heads differ."""
+    return _SHARED + (_FOUR_CONV_FC if v2 else _TWO_FC)
 
 
 _PREFIX = "backbone.body."
 BACKBONE_RULES = [  # of torchvision.models.resnet and of timm's plain ResNets
     rule._replace(theirs=rule.theirs.removeprefix(_PREFIX))
-    for rule in RULES
+    for rule in _SHARED
     if rule.theirs.startswith(_PREFIX)
 ]
 
@@ -109,8 +124,8 @@ def read(path: str) -> Contents:
         return resnet(path, tensors)
     if "roi_heads.box_predictor.cls_score.bias" not in tensors:
         raise UserError(
-            f"{path} is a detector of torchvision without the heads of a Mask or Faster R-CNN "
-            "(version 1): those can be read."
+            f"{path} is a detector of torchvision without the heads of a Mask or Faster R-CNN; "
+            "take one of those."
         )
     old = _had_no_eps(path)
     note = ("its norms have eps 0, as torchvision's COCO_V1",) if old else ()
@@ -124,7 +139,7 @@ def _detector(
     return Contents(
         source,
         tensors,
-        RULES,
+        rules(v2="roi_heads.box_head.5.weight" in tensors),
         layout="torchvision",
         eps=eps,
         whole=True,
@@ -157,11 +172,12 @@ def _had_no_eps(path: str) -> bool:
 def load_detector(
     state: Mapping[str, np.ndarray], params: Params, frozen: Params, *, eps: float = MODEL_EPS
 ) -> tuple[Params, Params, table.LoadReport]:
-    """Brings a state dict into the detector of `mask_rcnn:torchvision`.
+    """Brings a state dict into the detector of a row `torchvision` of `mask_rcnn`.
 
     Args:
-        state: Of `maskrcnn_resnet50_fpn`, or of `fasterrcnn_resnet50_fpn` for a model without a
-            mask head; the names that torchvision had before 0.13 are understood too.
+        state: Of `maskrcnn_resnet50_fpn` (row `torchvision`), `maskrcnn_resnet50_fpn_v2`
+            (`torchvision_v2`) or `fasterrcnn_resnet50_fpn` (`box_only_torchvision`); the names that
+            torchvision had before 0.13 are understood too.
         params: Trained values of the detector, or their shapes.
         frozen: Frozen values of the detector, or their shapes.
         eps: Of the batch norm that the weights were trained with. It is 0 for the published
@@ -181,9 +197,10 @@ def load_detector(
 
 
 def dump_detector(params: Params, frozen: Params, *, eps: float = MODEL_EPS) -> table.Arrays:
-    """The state dict of a detector of `mask_rcnn:torchvision`, as torchvision loads it strictly.
+    """The state dict of a row `torchvision` of `mask_rcnn`, as torchvision loads it strictly.
 
-    It fits a model whose norms are torchvision's, frozen or not, with their default eps.
+    It fits a model whose norms are torchvision's, frozen or not, with their default eps; the number
+    of batches that v2's norms count is 0, and nothing reads it.
 
     Args:
         params: Trained values of the detector.
@@ -193,9 +210,15 @@ def dump_detector(params: Params, frozen: Params, *, eps: float = MODEL_EPS) -> 
     Raises:
         UserError: a tensor that torchvision's model has no place for.
     """
-    state = table.save(RULES, table.flatten(params) | table.flatten(frozen))
+    ours = table.flatten(params) | table.flatten(frozen)
+    v2 = any(path.startswith("box_head/tower/") for path in ours)
+    state = table.save(rules(v2=v2), ours)
+    norms = [name for name in state if name.endswith(".running_var")]
     if shift := np.float32(eps - MODEL_EPS):
-        state |= {k: v + shift for k, v in state.items() if k.endswith(".running_var")}
+        state |= {name: state[name] + shift for name in norms}
+    if v2:
+        counts = [name.replace("running_var", "num_batches_tracked") for name in norms]
+        state |= {name: np.zeros((), np.int64) for name in counts}
     return state
 
 

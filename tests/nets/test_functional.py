@@ -12,7 +12,7 @@ from flax import nnx
 
 from sephjax.errors import UserError
 from sephjax.nets import layers, norms
-from sephjax.nets.functional import Frozen, detach, functional
+from sephjax.nets.functional import Frozen, attach, detach, functional
 
 
 class Tower(nnx.Module):
@@ -108,12 +108,33 @@ def test_a_part_of_a_running_model_can_be_detached():
 
         def __call__(self, x):
             call, params = detach(self.inner)
-            return call(jax.tree.map(lambda p: 2 * p, params), x), call(params, x)
+            return call(jax.tree.map(lambda p: 2 * p, params), x)[0], call(params, x)[0]
 
     outer = functional(Outer)
     doubled, plain = jax.jit(outer.apply)(*outer.init(jax.random.key(0)), jnp.ones((2, 3)))
     # eleven kernels and gamma are doubled
     np.testing.assert_allclose(doubled, plain * 2.0**12, rtol=1e-5)
+
+
+def test_what_a_detached_part_leaves_behind_can_be_brought_back():
+    class Outer(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = norms.make_norm("bn", 3, rngs=rngs)
+
+        def __call__(self, x, through):
+            if not through:
+                return self.inner(x, train=True)
+            call, params = detach(self.inner)
+            y, frozen = call(params, x, train=True)
+            attach(self.inner, frozen)
+            return y
+
+    outer = functional(Outer)
+    params, frozen = outer.init(jax.random.key(0))
+    x = jnp.arange(12.0).reshape(4, 3)
+    plain, through = (outer.apply_and_update(params, frozen, x, way) for way in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, through, plain)
+    np.testing.assert_allclose(through[1]["inner"]["mean"], 0.1 * np.mean(x, axis=0), rtol=1e-6)
 
 
 def test_a_model_without_frozen_values_has_an_empty_dict():

@@ -1,0 +1,189 @@
+"""What the rows `torchvision` of mask_rcnn compute is what torchvision's models compute.
+
+Three real pictures of different shape lie on one canvas that none of them fills. The weights are
+random, the same on both sides, and behave like trained ones (benchmarks/peer.py).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from sephjax import build
+from sephjax.evaluation import paste
+from sephjax.train import step
+from tests.parity import pictures, sides
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.data]
+
+PROPOSALS = 200  # an image; torchvision's 1,000 are only more of the same
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """One row on both sides: everything of ours by batch, everything of theirs by image."""
+
+    batch: Any
+    ours: Any  # pyramid, RPN outputs, proposals, detections
+    theirs: Any
+
+
+@pytest.fixture(scope="module", params=sides.PEERS)
+def both(request, shared_data):
+    batch = pictures.batch(shared_data)
+    theirs = sides.theirs(request.param, batch, proposals=PROPOSALS)
+    ours = sides.ours(request.param, theirs, **{"rpn.proposals.test_post": PROPOSALS})
+    return Compared(batch, run_ours(ours, batch), run_theirs(theirs, batch))
+
+
+def run_ours(ours, batch):
+    model, masks = ours.model, ours.config.mask.enabled
+    predict = step.make_predict_step(model, build.classify(ours.config), masks=masks)
+
+    def everything(params, frozen, batch):
+        pyramid, proposals, _ = model.apply(params, frozen, batch, method="candidates")
+        rpn = model.apply(params, frozen, pyramid, method="rpn.__call__")
+        return pyramid, rpn, proposals, predict(params, frozen, batch)
+
+    return jax.device_get(jax.jit(everything)(ours.params, ours.frozen, batch))
+
+
+def run_theirs(model, batch):
+    images, _ = model.transform(pictures.tensors(batch))
+    sizes = [tuple(size) for size in batch.size.tolist()]
+    assert images.tensors.shape[2:] == pictures.CANVAS
+    assert images.image_sizes == sizes
+    with torch.no_grad():
+        features = model.backbone(images.tensors)
+        head = model.rpn.head(list(features.values()))
+        kept = []
+        model.rpn.filter_proposals = keep_scores(model.rpn.filter_proposals, kept)
+        proposals, _ = model.rpn(images, features)
+        found, _ = model.roi_heads(features, proposals, sizes)
+    return features, head, kept[0], [{k: v.numpy() for k, v in one.items()} for one in found]
+
+
+def keep_scores(method, kept):
+    """`filter_proposals` that also writes down what it returns: the RPN drops the scores."""
+
+    def run(*args):
+        kept.append(method(*args))
+        return kept[-1]
+
+    return run
+
+
+def iou(a, b):
+    """Of boxes [n, 4] and [m, 4]."""
+    corner = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    overlap = np.clip(corner[1] - corner[0], 0, None).prod(-1)
+    area = lambda boxes: (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return overlap / (area(a)[:, None] + area(b)[None] - overlap)
+
+
+def partners(ours, theirs, labels=None):
+    """For each of their boxes the one of ours it is: one to one, IoU at least 0.999.
+
+    Of a box that the border cuts down to a sliver, where 1e-4 of an anchor is more than that, all
+    corners are within 1e-3 pixels.
+    """
+    assert len(ours) == len(theirs) > 0
+    overlap = iou(np.float64(theirs), np.float64(ours))
+    if labels is not None:
+        overlap *= labels[1][:, None] == labels[0][None]
+    mine = overlap.argmax(axis=1)
+    assert sorted(mine) == list(range(len(ours)))
+    sliver = np.abs(theirs - ours[mine]).max(axis=1) < 1e-3
+    assert ((overlap[np.arange(len(mine)), mine] >= 0.999) | sliver).all()
+    return mine
+
+
+def labels_of(found, i, theirs):
+    return found.labels[i][found.valid[i]] + 1, theirs["labels"]
+
+
+def test_every_level_of_the_pyramid(both):
+    pyramid, features = both.ours[0], both.theirs[0]
+    assert len(pyramid) == len(features) == 5
+    for ours, theirs in zip(pyramid.values(), features.values(), strict=True):
+        assert sides.relative_error(ours, theirs.permute(0, 2, 3, 1).numpy()) < 1e-4
+
+
+def test_logits_and_deltas_of_every_anchor_in_order(both):
+    rpn, (logits, deltas) = both.ours[1], both.theirs[1]
+    images = len(both.batch.size)
+    last = lambda maps, width: np.concatenate(
+        [x.permute(0, 2, 3, 1).reshape(images, -1, width).numpy() for x in maps], axis=1
+    )
+    assert np.abs(rpn.logits - last(logits, 1)[..., 0]).max() < 1e-4
+    assert np.abs(rpn.deltas - last(deltas, 4)).max() < 1e-4
+
+
+def test_proposals_one_to_one(both):
+    proposals, (boxes, scores) = both.ours[2], both.theirs[2]
+    for i in range(len(both.batch.size)):
+        kept = proposals.valid[i]
+        assert kept.sum() == PROPOSALS
+        mine = partners(proposals.boxes[i][kept], boxes[i].numpy())
+        probability = 1 / (1 + np.exp(-proposals.scores[i][kept][mine]))
+        np.testing.assert_allclose(probability, scores[i].numpy(), atol=1e-4)
+
+
+def test_detections_one_to_one(both):
+    found, raw = both.ours[3], both.theirs[3]
+    counts = []
+    for i, theirs in enumerate(raw):
+        kept = found.valid[i]
+        mine = partners(found.boxes[i][kept], theirs["boxes"], labels_of(found, i, theirs))
+        np.testing.assert_allclose(found.scores[i][kept][mine], theirs["scores"], atol=1e-4)
+        if "masks" in theirs:
+            masks = found.masks[i][kept][mine]
+            np.testing.assert_allclose(masks, theirs["masks"][:, 0], atol=1e-3)
+        counts.append(len(mine))
+    assert min(counts) >= 5, counts
+
+
+def test_pasted_masks(both):
+    """By our paste, and by torchvision's.
+
+    The two do not mix: torchvision cuts a box down to whole pixels before it pastes. For the same
+    reason its paste gets their boxes both times, lest rounding move a mask by a pixel.
+    """
+    found, raw = both.ours[3], both.theirs[3]
+    if found.masks is None:
+        assert "masks" not in raw[0]
+        return
+    for i, theirs in enumerate(raw):
+        kept, size = found.valid[i], tuple(both.batch.original[i].tolist())
+        scale = np.float32(np.tile(np.array(size)[::-1] / both.batch.size[i][::-1], 2))
+        mine = partners(found.boxes[i][kept], theirs["boxes"], labels_of(found, i, theirs))
+        boxes, their_boxes = found.boxes[i][kept][mine] * scale, theirs["boxes"] * scale
+        masks, their_masks = found.masks[i][kept][mine], theirs["masks"][:, 0]
+        ours = paste_ours(masks, boxes, size)
+        assert overlaps(ours, paste_ours(their_masks, their_boxes, size)).min() >= 0.99
+        theirs = paste_theirs(their_masks, their_boxes, size)
+        assert overlaps(paste_theirs(masks, their_boxes, size), theirs).min() >= 0.99
+
+
+def overlaps(ours, theirs):
+    """IoU of each pair of masks; 1 where both are empty."""
+    union = (ours | theirs).sum(axis=(1, 2))
+    return np.where(union > 0, (ours & theirs).sum(axis=(1, 2)) / np.maximum(union, 1), 1.0)
+
+
+def paste_ours(masks, boxes, size):
+    whole = np.zeros((len(boxes), *size), bool)
+    for full, mask, box in zip(whole, masks, boxes, strict=True):
+        region, (x, y) = paste.paste(mask, box, size)
+        full[y : y + region.shape[0], x : x + region.shape[1]] = region
+    return whole
+
+
+def paste_theirs(masks, boxes, size):
+    from torchvision.models.detection import roi_heads
+
+    arrays = torch.from_numpy(masks[:, None]), torch.from_numpy(boxes)
+    return roi_heads.paste_masks_in_image(*arrays, size)[:, 0].numpy() >= 0.5
