@@ -98,7 +98,7 @@ def _open(config: ConfigDict, *, train: bool) -> Source:
     return source
 
 
-def _predictor(config: ConfigDict, model: Functional, mesh: Any) -> Callable[..., Detections]:
+def predictor(config: ConfigDict, model: Functional, mesh: Any) -> Callable[..., Detections]:
     """(params, frozen, host batch) -> detections on the device, compiled once a canvas."""
     run = step.make_predict_step(model, build.classify(config), masks=config.mask.enabled)
     same, cut = sharding.replicated(mesh), sharding.batched(mesh)
@@ -111,7 +111,7 @@ def _evaluation(
 ) -> Callable[[int, Params, Params], dict[str, Any]]:
     mesh = sharding.make_mesh()
     sharding.check_batch(config.eval.batch, mesh, "eval.batch")
-    predict_step = _predictor(config, model, mesh)
+    predict_step = predictor(config, model, mesh)
     batches = pipeline.eval_batches(
         source,
         config.data,
@@ -176,7 +176,7 @@ def predict(config: ConfigDict, workdir: str, at: int | None, images: str, outpu
     categories = claims.load_categories(folder)
     model = build.model(config, len(categories))
     params, frozen = restore.weights(model, folder, step)
-    predict_step = _predictor(config, model, sharding.make_mesh())
+    predict_step = predictor(config, model, sharding.make_mesh())
     done = predicting.predict_files(
         paths,
         functools.partial(predict_step, params, frozen),
