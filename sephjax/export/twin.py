@@ -89,8 +89,8 @@ class Twin(nn.Module):
 
     def pyramid(self, images: torch.Tensor, size: torch.Tensor) -> dict[str, torch.Tensor]:
         """Feature maps p2 or p3 to p6."""
-        sizes = self._sizes(size)
-        return self.fpn(self.backbone(images, sizes), sizes)
+        x, sizes = self.backbone.normalize(images, pictures(size)), self._sizes(size)
+        return self.fpn(self.backbone(x, sizes), sizes)
 
     def score(self, pyramid: Pyramid, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """RPN logits and deltas of all anchors."""

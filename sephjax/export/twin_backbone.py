@@ -117,7 +117,7 @@ def expansion(depth: int) -> int:
 
 
 class ResNet(nn.Module):
-    """A ResNet on uint8 RGB pictures; gives the maps `c2` to `c5` of strides 4 to 32.
+    """A ResNet; gives the maps `c2` to `c5` of strides 4 to 32.
 
     Attributes:
         channels: Width of each map.
@@ -152,22 +152,22 @@ class ResNet(nn.Module):
             return [1] * (units - 1) + [2 if stage < 4 else 1]
         return [2 if stage > 1 else 1] + [1] * (units - 1)
 
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Uint8 RGB [b, h, w, 3] as the weights want it, [b, 3, h, w]."""
+    def normalize(self, images: torch.Tensor, pictures: Extents = None) -> torch.Tensor:
+        """Uint8 RGB [b, h, w, 3] as the weights want it, [b, 3, h, w]; 0 beyond the pictures."""
         x = images.permute(0, 3, 1, 2).float()
         if self.layout.bgr:
             x = x.flip(1)
         mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (self.layout.mean, self.layout.std))
-        return (x - mean) / std
+        return fill_beyond((x - mean) / std, pictures, 0.0)
 
-    def forward(self, images: torch.Tensor, sizes: Extents = None) -> dict[str, torch.Tensor]:
+    def forward(self, x: torch.Tensor, sizes: Extents = None) -> dict[str, torch.Tensor]:
         """The feature maps that a detector taps.
 
         Args:
-            images: uint8 RGB, [b, h, w, 3].
+            x: What `normalize` returns.
             sizes: Height and width of each picture in pixels; None: no canvas is padded.
         """
-        x = self.stem["conv"](self.normalize(images), sizes)
+        x = self.stem["conv"](x, sizes)
         extents = extents_at(sizes, 2)
         norm = self.stem["norm"]
         x = norm(x, extents)
