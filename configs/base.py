@@ -129,6 +129,8 @@ def fpn() -> ConfigDict:
             "channels": 256,
             "norm": "none",  # after the 3x3 output convolutions
             "extra": "max_pool",  # p6: max_pool (of p5, stride 2) | conv_c5 (3x3 stride 2 on c5)
+            "before": "none",  # none | non_local (self-attention over c4 and over c5)
+            "after": "none",  # none | fusion (adds f3, twice as wide, for roi.levels) | balance
         }
     )
 

@@ -22,6 +22,7 @@ from sephjax.nets import norms
 from sephjax.nets.backbone import resnet
 from sephjax.nets.detector import Detector, Recipe
 from sephjax.nets.functional import Functional, functional
+from sephjax.nets.neck import hooks
 from sephjax.nets.neck.fpn import FPN
 from sephjax.nets.proposal import select
 from sephjax.nets.proposal.rpn import RPNHead
@@ -39,6 +40,8 @@ BOX_HEADS = {
     "separate": box_head.SeparateFastRCNNConvFCHead,
     "separate_v2": box_head.SeparateFastRCNNConvFCHeadV2,
 }
+BEFORE_FPN = {"none": None, "non_local": hooks.NonLocalBefore}
+AFTER_FPN = {"none": None, "fusion": hooks.Fusion, "balance": hooks.Balance}
 INITIALIZERS = {  # of the neck, the RPN, the box head's towers and its predictors, the mask head
     "detectron2": {
         "fpn": "kaiming_uniform_a1",
@@ -108,14 +111,17 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
         width=back.width,
         rngs=rngs,
     )
+    inputs = {name: backbone.channels[name] for name in neck.inputs}
     fpn = FPN(
-        in_channels={name: backbone.channels[name] for name in neck.inputs},
+        in_channels=inputs,
         channels=neck.channels,
         norm=neck.norm,
         extra=neck.extra,
         init=inits["fpn"],
         rngs=rngs,
     )
+    before = choose(BEFORE_FPN, neck.before, "fpn.before")
+    after = choose(AFTER_FPN, neck.after, "fpn.after")
     rpn = RPNHead(
         neck.channels,
         len(config.anchors.ratios),
@@ -127,17 +133,19 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
     predictors = box_head.Predictors(
         classes, config.roi.class_agnostic, inits["logits"], inits["deltas"]
     )
-    head = bind(BOX_HEADS, config.roi.head, "roi.head")
+    head, channels = bind(BOX_HEADS, config.roi.head, "roi.head"), _roi_channels(config)
     networks: dict[str, nnx.Module | None] = {
         "backbone": backbone,
+        "fpn_before": before and before(inputs, init=inits["fpn"], rngs=rngs),
         "fpn": fpn,
+        "fpn_after": after and after(neck.channels, init=inits["fpn"], rngs=rngs),
         "rpn": rpn,
-        "box_head": head((7, 7, neck.channels), predictors, init=inits["box_head"], rngs=rngs),
+        "box_head": head((7, 7, channels), predictors, init=inits["box_head"], rngs=rngs),
         "mask_head": None,
     }
     if config.mask.enabled:
         networks["mask_head"] = MaskHead(
-            neck.channels,
+            channels,
             classes,
             convs=config.mask.convs,
             dim=config.mask.dim,
@@ -222,13 +230,35 @@ def _anchors(config: ConfigDict) -> Callable[..., tuple[Any, ...]]:
     return pyramid
 
 
-def _pooler(config: ConfigDict) -> Pooler:
-    levels = tuple(config.roi.levels)
-    if unknown := sorted(set(levels) - set(_levels(config))):
+def _roi_widths(config: ConfigDict) -> dict[str, int]:
+    """Channels of every map that ROIs may be pooled from."""
+    levels = _levels(config)
+    widths = dict.fromkeys(levels, int(config.fpn.channels))
+    if config.fpn.after == "fusion":
+        widths[hooks.fused_level(levels[0])] = 2 * config.fpn.channels
+    return widths
+
+
+def _roi_channels(config: ConfigDict) -> int:
+    """Channels of the pooled features; the maps of `roi.levels` must agree on them."""
+    levels, widths = tuple(config.roi.levels), _roi_widths(config)
+    if unknown := sorted(set(levels) - set(widths)):
         raise UserError(
             f"roi.levels names {unknown[0]!r}, which the pyramid does not have; "
-            f"it has {', '.join(_levels(config))}."
+            f"it has {', '.join(widths)}."
         )
+    if len({widths[name] for name in levels}) != 1:
+        listed = ", ".join(f"{name} ({widths[name]})" for name in levels)
+        raise UserError(
+            f"roi.levels names maps of different widths, {listed}; name the fused map alone "
+            "or leave it out."
+        )
+    return widths[levels[0]]
+
+
+def _pooler(config: ConfigDict) -> Pooler:
+    _roi_channels(config)  # refuses what cannot be pooled together
+    levels = tuple(config.roi.levels)
     numbers = [int(name[1:]) for name in levels]
     return Pooler(
         levels=levels,
