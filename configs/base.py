@@ -155,7 +155,7 @@ def rpn() -> ConfigDict:
         {
             "convs": 1,
             "norm": "none",  # replaces the ReLU when it is evonorm_s0, one a level
-            "matcher": {
+            "matcher": {  # max_iou | atss | atss_v1
                 "name": "max_iou",
                 "low": 0.3,
                 "high": 0.7,

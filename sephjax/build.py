@@ -34,7 +34,7 @@ from sephjax.ops import matchers, sampling
 from sephjax.targets import roi as roi_targets
 from sephjax.targets import rpn as rpn_targets
 
-MATCHERS = {"max_iou": matchers.max_iou, "atss": matchers.atss}
+MATCHERS = {"max_iou": matchers.max_iou, "atss": matchers.atss, "atss_v1": matchers.atss_v1}
 BOX_HEADS = {
     "fast_rcnn_conv_fc": box_head.FastRCNNConvFC,
     "separate": box_head.SeparateFastRCNNConvFCHead,
@@ -167,13 +167,7 @@ def _recipe(config: ConfigDict, classes: int) -> Recipe:
             resnet.normalize_image, layout=config.backbone.layout, dtype=dtype
         ),
         anchors=_anchors(config),
-        rpn_targets=functools.partial(
-            rpn_targets.rpn_targets,
-            matcher=bind(MATCHERS, config.rpn.matcher, "rpn.matcher"),
-            samples=config.rpn.samples,
-            positive_fraction=config.rpn.positive_fraction,
-            group=config.rpn.sample_group,
-        ),
+        rpn_targets=_rpn_targets(config),
         propose=functools.partial(_propose, plain(config.rpn.proposals)),
         pre_nms=functools.partial(_pre_nms, plain(config.rpn.proposals)),
         rpn_weights=tuple(config.rpn.weights),
@@ -228,6 +222,30 @@ def _anchors(config: ConfigDict) -> Callable[..., tuple[Any, ...]]:
         )
 
     return pyramid
+
+
+def _rpn_targets(config: ConfigDict) -> Callable[..., Any]:
+    """(keys, anchors of every level, inside, truth, canvas) -> RpnTargets."""
+    matcher = bind(MATCHERS, config.rpn.matcher, "rpn.matcher")
+    by_level = config.rpn.matcher.name == "atss_v1"
+
+    def targets(keys: Any, levels: Any, inside: Any, truth: Any, canvas: tuple[int, int]) -> Any:
+        rule = matcher
+        if by_level:  # the one rule that looks at which level an anchor is of
+            counts = tuple(level.shape[0] for level in levels)
+            rule = functools.partial(matcher, counts=counts, canvas=canvas)
+        return rpn_targets.rpn_targets(
+            keys,
+            jnp.concatenate(levels),
+            inside,
+            truth,
+            matcher=rule,
+            samples=config.rpn.samples,
+            positive_fraction=config.rpn.positive_fraction,
+            group=config.rpn.sample_group,
+        )
+
+    return targets
 
 
 def _roi_widths(config: ConfigDict) -> dict[str, int]:

@@ -34,7 +34,7 @@ class Recipe:
 
     normalize: Callable[[Array], Array]  # uint8 image -> network input
     anchors: Callable[..., tuple[Array, ...]]  # (canvas, shapes) -> anchors of every level
-    rpn_targets: Callable[..., RpnTargets]
+    rpn_targets: Callable[..., RpnTargets]  # (keys, levels of anchors, inside, truth, canvas)
     propose: Callable[..., Proposals]  # (ranked levels of one image, train) -> proposals
     pre_nms: Callable[[int, bool], tuple[int, ...]]  # (levels, train) -> boxes ranked a level
     rpn_weights: tuple[float, float, float, float]
@@ -139,7 +139,7 @@ class Detector(nnx.Module):
         outputs, levels, inside = self.score(batch, pyramid, train=True)
         pairs = jax.vmap(jax.random.split)(keys)
         anchors = jnp.concatenate(levels)
-        rpn_targets = self.recipe.rpn_targets(pairs[:, 0], anchors, inside, batch.truth)
+        rpn_targets = self.recipe.rpn_targets(pairs[:, 0], levels, inside, batch.truth, canvas)
         proposals = self.propose(outputs, levels, inside, batch.size, train=True)
         rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
         pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, canvas=canvas)
