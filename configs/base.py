@@ -130,6 +130,8 @@ def fpn() -> ConfigDict:
             "norm": "none",  # after the 3x3 output convolutions
             "lateral_norm": "none",  # after the lateral 1x1 convolutions
             "extra": "max_pool",  # p6: max_pool (of p5, stride 2) | conv_c5 (3x3 stride 2 on c5)
+            "before": "none",  # none | non_local (self-attention over c4 and over c5)
+            "after": "none",  # none | fusion (adds f3, twice as wide, for roi.levels) | balance
         }
     )
 
@@ -154,7 +156,7 @@ def rpn() -> ConfigDict:
         {
             "convs": 1,
             "norm": "none",  # replaces the ReLU when it is evonorm_s0, one a level
-            "matcher": {
+            "matcher": {  # max_iou | atss | atss_v1
                 "name": "max_iou",
                 "low": 0.3,
                 "high": 0.7,

@@ -22,6 +22,7 @@ from sephjax.nets import norms
 from sephjax.nets.backbone import resnet
 from sephjax.nets.detector import Detector, Recipe
 from sephjax.nets.functional import Functional, functional
+from sephjax.nets.neck import hooks
 from sephjax.nets.neck.fpn import FPN
 from sephjax.nets.proposal import select
 from sephjax.nets.proposal.rpn import RPNHead
@@ -33,12 +34,14 @@ from sephjax.ops import matchers, sampling
 from sephjax.targets import roi as roi_targets
 from sephjax.targets import rpn as rpn_targets
 
-MATCHERS = {"max_iou": matchers.max_iou, "atss": matchers.atss}
+MATCHERS = {"max_iou": matchers.max_iou, "atss": matchers.atss, "atss_v1": matchers.atss_v1}
 BOX_HEADS = {
     "fast_rcnn_conv_fc": box_head.FastRCNNConvFC,
     "separate": box_head.SeparateFastRCNNConvFCHead,
     "separate_v2": box_head.SeparateFastRCNNConvFCHeadV2,
 }
+BEFORE_FPN = {"none": None, "non_local": hooks.NonLocalBefore}
+AFTER_FPN = {"none": None, "fusion": hooks.Fusion, "balance": hooks.Balance}
 INITIALIZERS = {  # of the neck, the RPN, the box head's towers and its predictors, the mask head
     "detectron2": {
         "fpn": "kaiming_uniform_a1",
@@ -108,8 +111,9 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
         width=back.width,
         rngs=rngs,
     )
+    inputs = {name: backbone.channels[name] for name in neck.inputs}
     fpn = FPN(
-        in_channels={name: backbone.channels[name] for name in neck.inputs},
+        in_channels=inputs,
         channels=neck.channels,
         norm=neck.norm,
         lateral_norm=neck.lateral_norm,
@@ -117,6 +121,8 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
         init=inits["fpn"],
         rngs=rngs,
     )
+    before = choose(BEFORE_FPN, neck.before, "fpn.before")
+    after = choose(AFTER_FPN, neck.after, "fpn.after")
     rpn = RPNHead(
         neck.channels,
         len(config.anchors.ratios),
@@ -128,17 +134,19 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
     predictors = box_head.Predictors(
         classes, config.roi.class_agnostic, inits["logits"], inits["deltas"]
     )
-    head = bind(BOX_HEADS, config.roi.head, "roi.head")
+    head, channels = bind(BOX_HEADS, config.roi.head, "roi.head"), _roi_channels(config)
     networks: dict[str, nnx.Module | None] = {
         "backbone": backbone,
+        "fpn_before": before and before(inputs, init=inits["fpn"], rngs=rngs),
         "fpn": fpn,
+        "fpn_after": after and after(neck.channels, init=inits["fpn"], rngs=rngs),
         "rpn": rpn,
-        "box_head": head((7, 7, neck.channels), predictors, init=inits["box_head"], rngs=rngs),
+        "box_head": head((7, 7, channels), predictors, init=inits["box_head"], rngs=rngs),
         "mask_head": None,
     }
     if config.mask.enabled:
         networks["mask_head"] = MaskHead(
-            neck.channels,
+            channels,
             classes,
             convs=config.mask.convs,
             dim=config.mask.dim,
@@ -160,13 +168,7 @@ def _recipe(config: ConfigDict, classes: int) -> Recipe:
             resnet.normalize_image, layout=config.backbone.layout, dtype=dtype
         ),
         anchors=_anchors(config),
-        rpn_targets=functools.partial(
-            rpn_targets.rpn_targets,
-            matcher=bind(MATCHERS, config.rpn.matcher, "rpn.matcher"),
-            samples=config.rpn.samples,
-            positive_fraction=config.rpn.positive_fraction,
-            group=config.rpn.sample_group,
-        ),
+        rpn_targets=_rpn_targets(config),
         propose=functools.partial(_propose, plain(config.rpn.proposals)),
         pre_nms=functools.partial(_pre_nms, plain(config.rpn.proposals)),
         rpn_weights=tuple(config.rpn.weights),
@@ -223,13 +225,59 @@ def _anchors(config: ConfigDict) -> Callable[..., tuple[Any, ...]]:
     return pyramid
 
 
-def _pooler(config: ConfigDict) -> Pooler:
-    levels = tuple(config.roi.levels)
-    if unknown := sorted(set(levels) - set(_levels(config))):
+def _rpn_targets(config: ConfigDict) -> Callable[..., Any]:
+    """(keys, anchors of every level, inside, truth, canvas) -> RpnTargets."""
+    matcher = bind(MATCHERS, config.rpn.matcher, "rpn.matcher")
+    by_level = config.rpn.matcher.name == "atss_v1"
+
+    def targets(keys: Any, levels: Any, inside: Any, truth: Any, canvas: tuple[int, int]) -> Any:
+        rule = matcher
+        if by_level:  # the one rule that looks at which level an anchor is of
+            counts = tuple(level.shape[0] for level in levels)
+            rule = functools.partial(matcher, counts=counts, canvas=canvas)
+        return rpn_targets.rpn_targets(
+            keys,
+            jnp.concatenate(levels),
+            inside,
+            truth,
+            matcher=rule,
+            samples=config.rpn.samples,
+            positive_fraction=config.rpn.positive_fraction,
+            group=config.rpn.sample_group,
+        )
+
+    return targets
+
+
+def _roi_widths(config: ConfigDict) -> dict[str, int]:
+    """Channels of every map that ROIs may be pooled from."""
+    levels = _levels(config)
+    widths = dict.fromkeys(levels, int(config.fpn.channels))
+    if config.fpn.after == "fusion":
+        widths[hooks.fused_level(levels[0])] = 2 * config.fpn.channels
+    return widths
+
+
+def _roi_channels(config: ConfigDict) -> int:
+    """Channels of the pooled features; the maps of `roi.levels` must agree on them."""
+    levels, widths = tuple(config.roi.levels), _roi_widths(config)
+    if unknown := sorted(set(levels) - set(widths)):
         raise UserError(
             f"roi.levels names {unknown[0]!r}, which the pyramid does not have; "
-            f"it has {', '.join(_levels(config))}."
+            f"it has {', '.join(widths)}."
         )
+    if len({widths[name] for name in levels}) != 1:
+        listed = ", ".join(f"{name} ({widths[name]})" for name in levels)
+        raise UserError(
+            f"roi.levels names maps of different widths, {listed}; name the fused map alone "
+            "or leave it out."
+        )
+    return widths[levels[0]]
+
+
+def _pooler(config: ConfigDict) -> Pooler:
+    _roi_channels(config)  # refuses what cannot be pooled together
+    levels = tuple(config.roi.levels)
     numbers = [int(name[1:]) for name in levels]
     return Pooler(
         levels=levels,

@@ -18,6 +18,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "backbone.norm": _NORMS,
     "fpn.norm": _NORMS,
     "fpn.extra": ("max_pool", "conv_c5"),
+    "fpn.before": ("none", "non_local"),
+    "fpn.after": ("none", "fusion", "balance"),
     "rpn.norm": _NORMS,
     "rpn.normalizer": ("images_times_samples", "sampled"),
     "mask.norm": _NORMS,

@@ -25,7 +25,7 @@ from sephjax.types import (
     Truth,
 )
 
-Pyramid = Mapping[str, Float[Array, "b _ _ c"]]
+Pyramid = Mapping[str, Float[Array, "b _ _ _"]]  # a fused map is wider than the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Recipe:
 
     normalize: Callable[[Array], Array]  # uint8 image -> network input
     anchors: Callable[..., tuple[Array, ...]]  # (canvas, shapes) -> anchors of every level
-    rpn_targets: Callable[..., RpnTargets]
+    rpn_targets: Callable[..., RpnTargets]  # (keys, levels of anchors, inside, truth, canvas)
     propose: Callable[..., Proposals]  # (ranked levels of one image, train) -> proposals
     pre_nms: Callable[[int, bool], tuple[int, ...]]  # (levels, train) -> boxes ranked a level
     rpn_weights: tuple[float, float, float, float]
@@ -57,19 +57,38 @@ class Detector(nnx.Module):
         self.fpn = networks["fpn"]
         self.rpn = networks["rpn"]
         self.box_head = networks["box_head"]
+        if networks["fpn_before"] is not None:
+            self.fpn_before = networks["fpn_before"]
+        if networks["fpn_after"] is not None:
+            self.fpn_after = networks["fpn_after"]
         if networks["mask_head"] is not None:
             self.mask_head = networks["mask_head"]
         self.recipe = recipe
 
-    def pyramid(self, batch: Batch, train: bool = False) -> dict[str, Float[Array, "b _ _ c"]]:  # noqa: FBT001, FBT002
-        """Feature maps p2... of a batch, each [b, h_l, w_l, c]."""
+    def pyramid(self, batch: Batch, train: bool = False) -> dict[str, Float[Array, "b _ _ _"]]:  # noqa: FBT001, FBT002
+        """Feature maps p2... of a batch, each [b, h_l, w_l, c]; one more with a `Fusion` neck."""
         image = self.recipe.normalize(batch.image)
         # Black pixels are no zeros once normalised: torchvision and detectron2 pad after that.
         canvas = (image.shape[1], image.shape[2])
         image = layers.blank(image, layers.valid_mask(batch.size, canvas, 1))
         size = batch.size if self.recipe.mask_padding else None
         features = self.backbone(image, size, train=train)
-        return self.fpn(features, size, train=train)
+        if hasattr(self, "fpn_before"):
+            features = self.fpn_before(features, size)
+        pyramid = self.fpn(features, size, train=train)
+        return self.fpn_after(pyramid, size) if hasattr(self, "fpn_after") else pyramid
+
+    def score(
+        self, batch: Batch, pyramid: Pyramid, *, train: bool = False
+    ) -> tuple[RpnOutputs, tuple[Array, ...], Array]:
+        """The RPN's outputs, the anchors of every level, which of them each image may use.
+
+        It reads the levels p2 to p6; a fused map is for the ROI heads alone (EXPERIMENTS 2.4).
+        """
+        maps = {name: x for name, x in pyramid.items() if name.startswith("p")}
+        levels, inside = self._anchors(batch, maps)
+        size = batch.size if self.recipe.mask_padding else None
+        return self.rpn(maps, size, train=train), levels, inside
 
     def _anchors(self, batch: Batch, pyramid: Pyramid) -> tuple[tuple[Array, ...], Array]:
         """Anchors of every level, and which of all of them each image may use, [b, n]."""
@@ -117,12 +136,10 @@ class Detector(nnx.Module):
         """Everything up to the losses; `keys` has one PRNG key an image, [b]."""
         canvas = batch.image.shape[1:3]
         pyramid = self.pyramid(batch, train=True)
-        levels, inside = self._anchors(batch, pyramid)
-        size = batch.size if self.recipe.mask_padding else None
-        outputs = self.rpn(pyramid, size, train=True)
+        outputs, levels, inside = self.score(batch, pyramid, train=True)
         pairs = jax.vmap(jax.random.split)(keys)
         anchors = jnp.concatenate(levels)
-        rpn_targets = self.recipe.rpn_targets(pairs[:, 0], anchors, inside, batch.truth)
+        rpn_targets = self.recipe.rpn_targets(pairs[:, 0], levels, inside, batch.truth, canvas)
         proposals = self.propose(outputs, levels, inside, batch.size, train=True)
         rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
         pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, canvas=canvas)
@@ -172,9 +189,7 @@ class Detector(nnx.Module):
         """Pyramid, test-time proposals (valid ones first) and the box head's outputs of them."""
         canvas = batch.image.shape[1:3]
         pyramid = self.pyramid(batch)
-        levels, inside = self._anchors(batch, pyramid)
-        size = batch.size if self.recipe.mask_padding else None
-        outputs = self.rpn(pyramid, size)
+        outputs, levels, inside = self.score(batch, pyramid)
         proposals = self.propose(outputs, levels, inside, batch.size, train=False)
         proposals = jax.vmap(select.valid_first)(proposals)
 
@@ -187,7 +202,7 @@ class Detector(nnx.Module):
 
     def masks(
         self,
-        pyramid: dict[str, Float[Array, "b _ _ c"]],
+        pyramid: dict[str, Float[Array, "b _ _ _"]],
         boxes: Float[Array, "b d 4"],
         labels: Int[Array, "b d"],
         valid: Bool[Array, "b d"],

@@ -6,6 +6,7 @@ given IoU matrix are functions of their own, so that published values can be hel
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -128,6 +129,66 @@ def atss(
         ignore_band=ignore_band,
         min_iou=min_iou,
     )
+
+
+def atss_v1(  # noqa: PLR0913, what it matches, what the pyramid is and the choices of the rule
+    anchors: Float[Array, "n 4"],
+    boxes: Float[Array, "m 4"],
+    valid: Bool[Array, " m"],
+    *,
+    counts: tuple[int, ...],
+    canvas: tuple[int, int],
+    top_k: int = 27,
+    min_iou: float = 0.1,
+    legacy_offsets: bool = False,
+    relative_distance: bool = False,
+) -> Match:
+    """Thresholds from the anchors nearest to each ground truth: the published series' first ATSS.
+
+    The candidates of a ground truth are the `top_k` anchors of each level whose centres are nearest
+    to its own (the first ones win a tie); its threshold is the mean + population std of their IoUs.
+    Positive is, unlike in the ATSS paper (arXiv 1912.02424), any anchor above the threshold whose
+    centre it holds (closed box), of several ground truths the one of highest IoU, and only with an
+    IoU above `min_iou`. All others are negative: nothing is ignored, and a ground truth may end
+    without an anchor. The match's `iou` is that highest one, 0 for a negative. EXPERIMENTS 3.4.
+
+    Args:
+      anchors: Anchors of all levels, fine to coarse.
+      boxes: Ground truths.
+      valid: Which of them are there.
+      counts: Number of anchors of each level.
+      canvas: Height and width that `relative_distance` divides by, pixels.
+      top_k: Candidates a level: 9 for each of 3 anchors to a cell.
+      min_iou: A pair at or below it is no positive.
+      legacy_offsets: Count the candidates of level l from the size of level l - 1 instead of from
+        the sum of all before it, as the original did: from the third level on the IoUs of other
+        anchors enter the threshold.
+      relative_distance: Distances in shares of the canvas, as the original, instead of in pixels.
+
+    Raises:
+      ValueError: `counts` are not those of `anchors`.
+    """
+    if sum(counts) != anchors.shape[0]:
+        raise ValueError(f"Levels of {counts} anchors do not make {anchors.shape[0]} anchors.")
+    x, y = (0.5 * (anchors[None, :, i] + anchors[None, :, i + 2]) for i in (0, 1))
+    x1, y1, x2, y2 = (boxes[:, i, None] for i in range(4))
+    height, width = canvas if relative_distance else (1.0, 1.0)
+    far = jnp.square((x - 0.5 * (x1 + x2)) / width) + jnp.square((y - 0.5 * (y1 + y2)) / height)
+    begins = [sum(counts[:i]) for i in range(len(counts))]
+    offsets = [0, *counts[:-1]] if legacy_offsets else begins
+    nearest = []
+    for begin, count, offset in zip(begins, counts, offsets, strict=True):
+        _, index = jax.lax.top_k(-far[:, begin : begin + count], min(top_k, count))
+        nearest.append(index + offset)
+    iou = box_ops.pairwise_iou(boxes, anchors)
+    candidates = jnp.take_along_axis(iou, jnp.concatenate(nearest, axis=1), axis=1)
+    threshold = jnp.mean(candidates, axis=1) + jnp.std(candidates, axis=1)
+    holds = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2) & valid[:, None]
+    above = jnp.where(holds & (iou > threshold[:, None]), iou, 0.0)
+    best = jnp.max(above, axis=0)
+    positive = best > min_iou
+    index = jnp.argmax(above, axis=0).astype(jnp.int32)
+    return Match(index, jnp.where(positive, best, 0.0), positive, ~positive)
 
 
 def atss_thresholds(

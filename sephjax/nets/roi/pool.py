@@ -31,7 +31,7 @@ class Pooler:
 
     def __call__(
         self,
-        pyramid: Mapping[str, Float[Array, "b _ _ c"]],
+        pyramid: Mapping[str, Float[Array, "b _ _ _c"]],
         boxes: Float[Array, "b n 4"],
         valid: Bool[Array, "b n"],
         *,
