@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
             "every": 5_000,  # steps; the end is always evaluated; 0: only the end
             "batch": 8,  # images, over all devices and hosts
             "backend": "pycocotools",  # pycocotools | faster (the extra faster-coco-eval)
+            "reference_metric": False,  # the results log's own metric beside COCO's (docs/CONVENTIONS.md)
         }
     )
     config.checkpoint = ConfigDict(

@@ -117,7 +117,12 @@ ROWS = {
             "data.train": SIXTEEN,
             "data.eval": SIXTEEN,
             "train": {"steps": 500, "batch": 2, "log_every": 10},
-            "eval": {"every": 100, "batch": 2, "backend": "pycocotools"},
+            "eval": {
+                "every": 100,
+                "batch": 2,
+                "backend": "pycocotools",
+                "reference_metric": False,
+            },
             "checkpoint": {"every": 100, "keep": 1},
             "optimizer.lr": 0.01,
             "optimizer.clip": 32.0,

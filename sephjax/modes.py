@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sephjax import build, check, initial, restore
 from sephjax.errors import UserError
 from sephjax.evaluation import evaluator, gallery
-from sephjax.input import pipeline, sources
+from sephjax.input import pipeline, sources, transforms
 from sephjax.input.example import Source
 from sephjax.nets.functional import Functional
 from sephjax.train import loop, optimizer, sharding, step
@@ -127,6 +127,7 @@ def _evaluation(
             name=config.name,
             masks=config.mask.enabled,
             backend=config.eval.backend,
+            input_size=_input_size(config.data) if config.eval.reference_metric else None,
         )
         predict: Callable[[Batch], Detections] = functools.partial(predict_step, params, frozen)
         metrics = evaluator.evaluate(predict, batches, source, report)
@@ -143,6 +144,14 @@ def _evaluation(
         return metrics
 
     return evaluate
+
+
+def _input_size(data: ConfigDict) -> Callable[[int, int], tuple[int, int]]:
+    """(height, width) of a file -> of the picture on the canvas of an evaluation."""
+    view = data.eval
+    return lambda h, w: transforms.resized_shape(
+        h, w, view.short_sides[0], view.long_side, data.resize
+    )
 
 
 def evaluate(config: ConfigDict, workdir: str, at: int | None) -> int:

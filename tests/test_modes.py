@@ -122,6 +122,17 @@ def test_eval_restores_and_gives_the_same_numbers(trained):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_eval_computes_the_logs_metric_when_asked(trained):
+    path = trained.workdir / "eval" / "4" / "metrics.json"
+    before = path.read_bytes()
+    config = tiny_config(eval__reference_metric=True)
+    assert modes.evaluate(config, str(trained.workdir), None) == 0
+    beside = json.loads(path.read_text())["reference"]
+    assert beside["images"] == 4
+    assert beside["input"].keys() == beside["512"].keys() == {"bbox", "segm"}
+    path.write_bytes(before)
+
+
 def test_predict_does_what_it_can_and_counts_the_rest_as_a_failure(trained, tmp_path, capsys):
     folder, output = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()

@@ -15,7 +15,7 @@ import numpy as np
 from rich import console, progress
 
 from sephjax.errors import RunError
-from sephjax.evaluation import coco, gathering, results
+from sephjax.evaluation import coco, gathering, reference, results
 from sephjax.types import Batch, Detections
 
 # Batches whose detections wait for the host: one is pasted while the device computes the next.
@@ -59,6 +59,8 @@ class Report:
     name: str  # first column of the row in the results log
     masks: bool = True  # score segm too
     backend: str = "pycocotools"  # pycocotools | faster
+    # How large the network sees a file, height and width: the log's own metric is computed too.
+    input_size: reference.InputSize | None = None
 
 
 def evaluate(
@@ -83,7 +85,8 @@ def evaluate(
 
     Returns:
       The content of `metrics.json`: `step`, `images`, `bbox` and `segm` (the latter with masks) of
-      12 numbers each, `per_class` of AP by class name and kind; -1 without ground truth.
+      12 numbers each, `per_class` of AP by class name and kind; -1 without ground truth. With
+      `report.input_size` also `reference`, see `reference.score`.
 
     Raises:
       RunError: an image came twice or not at all, or masks were asked of a model without a mask
@@ -92,7 +95,7 @@ def evaluate(
     begun = time.perf_counter()
     rows: list[dict[str, Any]] = []
     seen: list[int] = []
-    found = _detect(predict, batches, source, masks=report.masks)
+    found = _detect(predict, batches, source, report)
     for batch_rows, batch_seen in _shown(found, batches):
         rows.extend(batch_rows)
         seen.extend(batch_seen)
@@ -101,7 +104,9 @@ def evaluate(
     # An order that does not depend on batches or processes, so that a repeated run writes the same.
     rows.sort(key=lambda row: row["image_id"])
     spent = time.perf_counter() - begun
-    metrics = _score(rows, source, report)
+    # What only the log's metric reads; before the files are written.
+    shapes = [row.pop("shape") for row in rows] if _shapes(report) else None
+    metrics = _score(rows, shapes, source, report)
     if jax.process_index() == 0:
         _write(report.directory / "detections.json", rows)
         _write(report.directory / "metrics.json", metrics)
@@ -111,12 +116,13 @@ def evaluate(
 
 
 def summary(metrics: Mapping[str, Any], name: str) -> str:
-    """The 12 COCO lines of each kind, then a row of the results log for each."""
+    """The 12 COCO lines of each kind, then a row of the results log for each, then its own."""
     kinds: list[coco.Kind] = ["bbox", "segm"] if "segm" in metrics else ["bbox"]
     lines = []
     for kind in kinds:
         lines += [f"type={kind}", coco.coco_lines(metrics, kind)]
     lines += [coco.log_row(name if k == "bbox" else f"{name} {k}", metrics, k) for k in kinds]
+    lines += reference.log_rows(name, metrics["reference"]) if "reference" in metrics else []
     return "\n".join(lines)
 
 
@@ -124,27 +130,33 @@ def _detect(
     predict: Callable[[Batch], Detections],
     batches: Iterable[Batch],
     source: Source,
-    *,
-    masks: bool,
+    report: Report,
 ) -> Iterator[tuple[list[dict[str, Any]], list[int]]]:
     """COCO rows and the image positions of one batch after another."""
     waiting: collections.deque[futures.Future[Any]] = collections.deque()
     with futures.ThreadPoolExecutor(THREADS, thread_name_prefix="paste") as pool:
         for batch in batches:
             detections = predict(batch)
-            if masks and detections.masks is None:
+            if report.masks and detections.masks is None:
                 raise RunError("segm was asked of a model without a mask head: set mask.enabled.")
-            if not masks:  # before the transfer
+            if not report.masks:  # before the transfer
                 detections = dataclasses.replace(detections, masks=None)
-            waiting.append(pool.submit(_to_host, batch, detections, source))
+            waiting.append(pool.submit(_to_host, batch, detections, source, _shapes(report)))
             if len(waiting) == IN_FLIGHT:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
+def _shapes(report: Report) -> bool:
+    return report.masks and report.input_size is not None
+
+
 def _to_host(
-    batch: Batch, detections: Detections, source: Source
+    batch: Batch,
+    detections: Detections,
+    source: Source,
+    shapes: bool,  # noqa: FBT001
 ) -> tuple[list[dict[str, Any]], list[int]]:
     present = np.asarray(batch.valid)
     index = np.asarray(batch.index)
@@ -155,6 +167,7 @@ def _to_host(
         image_ids=np.asarray(source.ids)[np.where(present, index, 0)].tolist(),
         category_ids=source.categories.ids,
         present=present,
+        shapes=shapes,
     )
     return rows, index[present].tolist()
 
@@ -183,7 +196,12 @@ def _require_each_once(seen: Sequence[int], images: int) -> None:
         )
 
 
-def _score(rows: list[dict[str, Any]], source: Source, report: Report) -> dict[str, Any]:
+def _score(
+    rows: list[dict[str, Any]],
+    shapes: list[dict[str, Any]] | None,
+    source: Source,
+    report: Report,
+) -> dict[str, Any]:
     truth = source.ground_truth()
     ids = [int(image_id) for image_id in source.ids]
     metrics: dict[str, Any] = {"step": report.step, "images": len(ids)}
@@ -195,6 +213,15 @@ def _score(rows: list[dict[str, Any]], source: Source, report: Report) -> dict[s
             per_class.setdefault(name, {})[kind] = ap
         metrics[kind] = scores
     metrics["per_class"] = per_class
+    if report.input_size is not None:
+        metrics["reference"] = reference.score(
+            truth,
+            rows,
+            report.input_size,
+            shapes=shapes,
+            image_ids=ids,
+            backend=report.backend,
+        )
     return metrics
 
 

@@ -19,6 +19,7 @@ def to_results(
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     present: np.ndarray | None = None,
+    shapes: bool = False,
 ) -> list[Row]:
     """Turns the detections of a batch into COCO results rows.
 
@@ -33,6 +34,7 @@ def to_results(
       image_ids: [b], ids to write.
       category_ids: [k], the category id of each label.
       present: bool [b], rows of the batch that are pictures; None: all.
+      shapes: with masks, add `shape`: the RLE of the mask in the frame of its box.
 
     Returns:
       Rows in batch order, best first within an image: `image_id`, `category_id`, `bbox` (x, y, w,
@@ -45,14 +47,17 @@ def to_results(
             continue
         boxes, kept = original_boxes(detections, at, sizes[at], originals[at])
         labels, scores = (np.asarray(x[at])[kept] for x in (detections.labels, detections.scores))
-        masks: list[dict[str, Any] | None] = [None] * len(kept)
+        found = [
+            _row(int(image_id), int(category_ids[int(label)]), box, float(score))
+            for box, label, score in zip(boxes, labels, scores, strict=True)
+        ]
         if detections.masks is not None:
+            masks = np.asarray(detections.masks[at])[kept]
             size = (int(originals[at][0]), int(originals[at][1]))
-            masks = [*paste.paste_to_rle(np.asarray(detections.masks[at])[kept], boxes, size)]
-        for box, label, score, mask in zip(boxes, labels, scores, masks, strict=True):
-            rows.append(_row(int(image_id), int(category_ids[int(label)]), box, float(score)))
-            if mask is not None:
-                rows[-1]["segmentation"] = {"size": mask["size"], "counts": _text(mask["counts"])}
+            _add(found, "segmentation", paste.paste_to_rle(masks, boxes, size))
+            if shapes:
+                _add(found, "shape", paste.shapes_to_rle(masks))
+        rows += found
     return rows
 
 
@@ -82,6 +87,11 @@ def _row(image_id: int, category_id: int, box: np.ndarray, score: float) -> Row:
         "bbox": [round(side, 3) for side in (x1, y1, x2 - x1, y2 - y1)],
         "score": round(score, 8),
     }
+
+
+def _add(rows: list[Row], key: str, runs: Sequence[Row]) -> None:
+    for row, rle in zip(rows, runs, strict=True):
+        row[key] = {"size": rle["size"], "counts": _text(rle["counts"])}
 
 
 def _text(counts: bytes | str) -> str:

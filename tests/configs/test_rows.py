@@ -27,6 +27,8 @@ def test_a_row_resolves_to_known_keys_and_says_what_it_asks(family, row):
     assert config.name == (f"{family}_{row}" if row else family)
     assert config.lineage[-1] == (f"{family}:{row}" if row else family)
     assert set(config) == set(base.get_config())
+    for section in ("data", "eval", "train", "rpn", "roi", "mask", "test"):
+        assert set(config[section]) == set(base.get_config()[section]), section
     assert families()[family].ROWS[row].asks
 
 

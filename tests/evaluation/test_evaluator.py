@@ -137,6 +137,34 @@ def test_boxes_alone_are_scored_without_masks(report):
     }
 
 
+def test_the_logs_metric_is_beside_cocos_and_changes_nothing_else(report, tmp_path, capsys):
+    other = dataclasses.replace(
+        report, directory=tmp_path / "log", input_size=lambda h, w: (2 * h, 2 * w)
+    )
+    plain = evaluator.evaluate(perfect, BATCHES, Drawn(), report)
+    assert "reference" not in capsys.readouterr().out
+    metrics = evaluator.evaluate(perfect, BATCHES, Drawn(), other)
+    beside = metrics.pop("reference")
+    assert metrics == plain
+    assert (other.directory / "detections.json").read_bytes() == (
+        report.directory / "detections.json"
+    ).read_bytes()
+    assert (beside["images"], beside["objects"]) == (4, 4)  # the fifth picture is empty
+    # 40x40 of 80x80: 256x256 in the 512 frame, 80x80 in the input's.
+    assert beside["512"]["bbox"]["APl"] == beside["input"]["bbox"]["APm"] == pytest.approx(1.0)
+    assert beside["512"]["bbox"]["APm"] == beside["input"]["bbox"]["APl"] == -1
+    assert beside["512"]["segm"]["AP50"] == pytest.approx(1.0)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "reference" in line]
+    assert rows == evaluator.reference.log_rows("sephv14", beside)
+
+
+def test_boxes_alone_have_boxes_alone_in_the_logs_metric(report):
+    report = dataclasses.replace(report, masks=False, input_size=lambda h, w: (h, w))
+    boxes = lambda batch: perfect(batch, masks=False)
+    metrics = evaluator.evaluate(boxes, BATCHES, Drawn(), report)
+    assert metrics["reference"]["512"].keys() == metrics["reference"]["input"].keys() == {"bbox"}
+
+
 def test_nothing_found_scores_zero(report):
     def blind(batch):
         return dataclasses.replace(perfect(batch), valid=jnp.zeros((2, 2), bool))

@@ -69,3 +69,12 @@ def test_masks_are_pasted_into_the_original_frame():
     half[0:40, 20:40] = 1
     np.testing.assert_array_equal(coco_mask.decode(first["segmentation"]), whole)
     np.testing.assert_array_equal(coco_mask.decode(second["segmentation"]), half)
+
+
+def test_shapes_are_masks_in_the_frame_of_their_boxes():
+    masks = np.zeros((1, 2, 28, 28), np.float32)
+    masks[0, 1, 3:, 5:] = 0.5
+    found = detections([[[0, 0, 0, 8], [0, 0, 8, 8]]], masks=masks)  # the first is dropped
+    (row,) = rows_of(found, [[8, 8]], [[8, 8]], shapes=True)
+    np.testing.assert_array_equal(coco_mask.decode(row["shape"]), masks[0, 1] >= 0.5)
+    assert "shape" not in rows_of(found, [[8, 8]], [[8, 8]])[0]
