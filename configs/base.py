@@ -164,14 +164,15 @@ def rpn() -> ConfigDict:
                 "low_quality": "all",
                 "min_iou": 0.0,
             },
-            "samples": 256,  # anchors a group of images
+            "samples": 256,  # anchors a group of images; 0: every anchor that is not ignored
             "positive_fraction": 0.5,  # at most
             "sample_group": 1,  # images that share `samples`; 4 in the series (its batch a GPU)
             "weights": (1.0, 1.0, 1.0, 1.0),  # of dx, dy, dw, dh
             "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou | diou | ciou
+            "class_loss": {"name": "sigmoid"},  # sigmoid | focal (alpha=0.25, gamma=2.0)
             "class_loss_scale": 1.0,
             "box_loss_scale": 1.0,
-            "normalizer": "images_times_samples",  # images_times_samples | sampled
+            "normalizer": "images_times_samples",  # images_times_samples | sampled | positives
             "proposals": {  # joint: NMS by level, then the best of all levels
                 "name": "joint",
                 "nms": 0.7,

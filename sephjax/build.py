@@ -315,10 +315,12 @@ def losses(config: ConfigDict) -> Callable[..., dict[str, Any]]:
     rpn, roi = config.rpn, config.roi
     for key, choice in (("rpn.box_loss", rpn.box_loss), ("roi.box_loss", roi.box_loss)):
         choose({"smooth_l1": None, **elementwise.OVERLAP}, choice.name, f"{key}.name")
+    choose({"sigmoid": None, "focal": None}, rpn.class_loss.name, "rpn.class_loss.name")
     choose({"none": None, "quadratic": None, "linear": None}, roi.class_weight, "roi.class_weight")
     return functools.partial(
         total.total_loss,
         rpn={
+            "class_loss": plain(rpn.class_loss),
             "box_loss": plain(rpn.box_loss),
             "weights": tuple(rpn.weights),
             "samples": rpn.samples,

@@ -21,7 +21,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "fpn.before": ("none", "non_local"),
     "fpn.after": ("none", "fusion", "balance"),
     "rpn.norm": _NORMS,
-    "rpn.normalizer": ("images_times_samples", "sampled"),
+    "rpn.normalizer": ("images_times_samples", "sampled", "positives"),
     "mask.norm": _NORMS,
     "mask.deconv_norm": _NORMS,
     "schedule.name": ("step", "cosine"),
@@ -29,12 +29,12 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 _POSITIVE = (
     "train.steps", "train.batch", "train.log_every", "eval.batch", "checkpoint.keep",
-    "rpn.samples", "rpn.sample_group", "roi.samples", "data.max_objects", "data.size_multiple",
+    "rpn.sample_group", "roi.samples", "data.max_objects", "data.size_multiple",
     "test.detections", "test.candidates",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",
-    "optimizer.lr", "schedule.warmup_steps", "parity.tolerance",
+    "rpn.samples", "optimizer.lr", "schedule.warmup_steps", "parity.tolerance",
 )  # fmt: skip
 
 
@@ -57,11 +57,20 @@ def check(config: ConfigDict) -> None:
             f"data.eval.short_sides is {config.data.eval.short_sides}; an evaluation has exactly "
             "one."
         )
+    _check_rpn(config)
     group = min(config.rpn.sample_group, config.train.batch)
     if config.train.batch % group:
         raise UserError(
             f"train.batch is {config.train.batch}, which groups of rpn.sample_group={group} images "
             "do not divide; change one of them."
+        )
+
+
+def _check_rpn(config: ConfigDict) -> None:
+    if config.rpn.samples == 0 and config.rpn.normalizer == "images_times_samples":
+        raise UserError(
+            "rpn.samples is 0, which rpn.normalizer='images_times_samples' would divide by; use "
+            "'positives' or 'sampled'."
         )
 
 

@@ -15,6 +15,20 @@ def sigmoid_cross_entropy(
     return jnp.maximum(logits, 0.0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
+def sigmoid_focal(
+    logits: Float[Array, "*s"], targets: Float[Array, "*s"], *, alpha: float, gamma: float
+) -> Float[Array, "*s"]:
+    """Focal loss on logits (arXiv 1708.02002, section 3.2), `gamma` at least 1; targets in [0, 1].
+
+    `alpha_t (1 - p_t)^gamma` times the cross-entropy, with `p_t = t p + (1 - t)(1 - p)` and
+    `alpha_t = t alpha + (1 - t)(1 - alpha)`; `torchvision.ops.sigmoid_focal_loss`.
+    """
+    p = jax.nn.sigmoid(logits)
+    miss = targets * (1.0 - p) + (1.0 - targets) * p  # 1 - p_t
+    share = targets * alpha + (1.0 - targets) * (1.0 - alpha)
+    return share * miss**gamma * sigmoid_cross_entropy(logits, targets)
+
+
 def softmax_cross_entropy(
     logits: Float[Array, "*s k"], labels: Int[Array, "*s"]
 ) -> Float[Array, "*s"]:

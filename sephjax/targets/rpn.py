@@ -30,7 +30,7 @@ def rpn_targets(
         inside: bool [b, n]; False for anchors that an image must not use (their centre is padding).
         truth: ground truth of the batch.
         matcher: (anchors, boxes, valid) -> Match for one image.
-        samples: anchors sampled a group (256).
+        samples: anchors sampled a group (256); 0: every anchor that is not ignored.
         positive_fraction: at most this share of them is positive.
         group: images that share a sample: 1 as in detectron2 and torchvision; the series samples
             256 over the 4 images of a GPU. `b` must be a multiple of it, or smaller.
@@ -38,9 +38,13 @@ def rpn_targets(
     An image without objects gives negatives only.
     """
     match = jax.vmap(matcher, in_axes=(None, 0, 0))(anchors, truth.boxes, truth.valid)
+    boxes = jnp.take_along_axis(truth.boxes, match.index[:, :, None], axis=1)
     images, count = inside.shape
     group = min(group, images)
     shared = (images // group, group * count)
+    if samples == 0:
+        found = match.positive & inside, match.negative & inside
+        return RpnTargets(boxes, *found)
     draw = lambda key, positive, negative: sampling.subsample(
         key, positive, negative, count=samples, positive_fraction=positive_fraction
     )
@@ -49,5 +53,4 @@ def rpn_targets(
         (match.positive & inside).reshape(shared),
         (match.negative & inside).reshape(shared),
     )
-    boxes = jnp.take_along_axis(truth.boxes, match.index[:, :, None], axis=1)
     return RpnTargets(boxes, positive.reshape(images, count), negative.reshape(images, count))

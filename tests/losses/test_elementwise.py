@@ -117,3 +117,25 @@ def test_a_box_loss_of_a_box_with_itself_is_zero_with_a_finite_gradient(name):
     )
     np.testing.assert_allclose(value, 0.0, atol=1e-7)
     assert np.isfinite(slope).all()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("targets", [TARGETS, np.float32(TARGETS > 0.5)])
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.0)])
+def test_focal_loss_and_its_gradient_agree_with_torchvision(alpha, gamma, targets):
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("torchvision.ops").sigmoid_focal_loss
+    ours = lambda x: elementwise.sigmoid_focal(x, jnp.asarray(targets), alpha=alpha, gamma=gamma)
+    given, logits = jnp.asarray(LOGITS), torch.tensor(LOGITS, requires_grad=True)
+    rows = theirs(logits, torch.tensor(targets), alpha, gamma)
+    rows.sum().backward()
+    np.testing.assert_allclose(ours(given), rows.detach(), rtol=1e-5, atol=1e-6)
+    slope = jax.grad(lambda x: ours(x).sum())(given)
+    np.testing.assert_allclose(slope, logits.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_focal_loss_is_finite_at_far_logits():
+    logits, targets = jnp.float32([300, 300, -300, -300]), jnp.float32([0, 1, 0, 1])
+    loss = lambda x: elementwise.sigmoid_focal(x, targets, alpha=0.25, gamma=2.0)
+    np.testing.assert_allclose(loss(logits), [225, 0, 0, 75])
+    assert np.all(np.isfinite(jax.grad(lambda x: loss(x).sum())(logits)))

@@ -102,6 +102,26 @@ def test_the_giou_loss_sees_boxes_clipped_to_the_picture():
     np.testing.assert_allclose(found["rpn_box"], 0.0, atol=1e-6)
 
 
+FOCAL = {"name": "focal", "alpha": 0.25, "gamma": 2.0}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("positives", "divisor"), [(3, 3 * IMAGES), (0, 1)])
+def test_the_focal_loss_over_the_positives_is_torchvisions(positives, divisor):
+    torch = pytest.importorskip("torch")
+    ops = pytest.importorskip("torchvision.ops")
+    outputs, targets = batch(positives)
+    positive, negative = np.asarray(targets.positive), np.asarray(targets.negative)
+    rows = ops.sigmoid_focal_loss(
+        torch.tensor(np.asarray(outputs.logits)), torch.tensor(np.float32(positive)), 0.25, 2.0
+    )
+    expected = float(rows[torch.tensor(positive | negative)].sum()) / divisor
+    found = losses(outputs, targets, class_loss=FOCAL, normalizer="positives")
+    np.testing.assert_allclose(found["rpn_cls"], expected, rtol=1e-5)
+    plain = losses(outputs, targets, normalizer="positives")
+    assert abs(plain["rpn_cls"] - found["rpn_cls"]) > 0.1 * found["rpn_cls"]
+
+
 @pytest.mark.parametrize("name", ["smooth_l1", "giou", "diou", "ciou"])
 @pytest.mark.parametrize("normalizer", ["sampled", "images_times_samples"])
 def test_nothing_sampled_is_zero_with_a_zero_gradient(name, normalizer):

@@ -111,3 +111,11 @@ def test_another_key_gives_another_sample():
     one, two = (sample(keys(1, seed), truths(100), everywhere(1)) for seed in (0, 1))
     assert np.any(one.positive != two.positive)
     assert np.any(one.negative != two.negative)
+
+
+def test_no_quota_takes_every_anchor_that_is_not_ignored():
+    inside = everywhere(2).at[:, 850:].set(False)
+    found = sample(keys(2), truths(100, 0), inside, samples=0)
+    np.testing.assert_array_equal(found.positive.sum(axis=1), [100, 0])
+    np.testing.assert_array_equal(found.negative.sum(axis=1), [750, 850])
+    np.testing.assert_array_equal(found.boxes[0][:100], ANCHORS[:100])
