@@ -1,0 +1,69 @@
+"""The table of the series in docs/RESULTS.md, from the configs: `python -m benchmarks.series`.
+
+A line a row: name, what it changes of its parent, published mAP, where this project stands with it,
+and the command of the full run. `STATUS` is kept by hand; everything else comes from the rows.
+"""
+
+import importlib
+import pathlib
+
+from configs._chain import plain
+
+PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "RESULTS.md"
+BEGIN, END = "<!-- series: begin -->", "<!-- series: end -->"
+FAMILIES = (
+    "fpn3", "sephv11", "sephv12", "sephv13", "sephv14", "sephv15", "sephv16", "sephv18", "sephv22",
+)  # fmt: skip
+BUILDS = "builds; full COCO: not run"
+STATUS = {"sephv14": "trains (20 steps at full size, above); full COCO: not run"}
+
+
+def table() -> str:
+    """The table, without the markers."""
+    lines = [
+        "| row | differs from | by | published mAP | status | full run |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        module = importlib.import_module(f"configs.{family}")
+        lines += [_line(family, module, row) for row in module.ROWS]
+    return "\n".join(lines)
+
+
+def page(text: str) -> str:
+    """`text` with the table between its two markers renewed."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+def _line(family: str, module: object, row: str) -> str:
+    entry = module.ROWS[row]  # type: ignore[attr-defined]
+    name = f"{family}:{row}" if row else family
+    parent = module.get_config(row).lineage[-2]  # type: ignore[attr-defined]
+    difference = ", ".join(f"{path} {_short(value)}" for path, value in entry.diff.items())
+    file = f"configs/{family}.py:{row}" if row else f"configs/{family}.py"
+    status = STATUS.get(name, BUILDS)
+    command = f"`run {file} {name.replace(':', '_')}`"
+    cells = (name, parent, difference, entry.published, status, command)
+    return "| " + " | ".join(cells) + " |"
+
+
+def _short(value: object) -> str:
+    value = plain(value)
+    if isinstance(value, dict):
+        name = value.get("name", "")
+        rest = " ".join(f"{key}={_short(item)}" for key, item in value.items() if key != "name")
+        return f"{name} ({rest})" if rest else str(name)
+    if isinstance(value, tuple):
+        return "[" + " ".join(map(_short, value)) + "]"
+    return str(value)
+
+
+def main() -> None:
+    PAGE.write_text(page(PAGE.read_text()))
+    print(f"written to {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The FPN-3 table up to sephv2: the base line, and which box head (EXPERIMENTS 7.2, rows 2-4 and 8-11).
+
+Published numbers are mAP on val2017, not run here. The original picked these rows' test proposals as in training,
+exactly k a level and without a threshold on logits; here they have the plain NMS and the threshold of the
+later rows, for which there is no key (EXPERIMENTS 8.2: a small loss). Batch norm in the original's heads had eps 1e-4
+and decay 0.997 (here 1e-5 and 0.9, no key), and the mask head's statistics stay as initialised here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import series
+from configs._chain import Row, resolve
+
+EVONORM_MASKS = {"mask.norm": "evonorm_s0", "mask.deconv_norm": "evonorm_s0"}
+SEPARATE = {"name": "separate", "conv_dims": (256,) * 4, "norm": "bn"}
+SEPARATE_V2 = {
+    "name": "separate_v2",
+    "fc_dims": (1024, 1024),
+    "conv_dims": (256,) * 4,
+    "norm": "bn",
+}
+
+ROWS = {
+    "": Row(
+        None,
+        "the base line: what does Mask R-CNN give on p3..p6 of shallow taps? (row 2)",
+        {"mask.norm": "bn", "mask.deconv_norm": "bn"},
+        "box 26.7, mask 25.2 (high confidence: yaml at f42944f)",
+    ),
+    "evonorm_masks": Row(
+        "",
+        "do a cosine and an EvoNorm mask head help? (row 3)",
+        {"schedule.name": "cosine", **EVONORM_MASKS},
+        "box 28.5, mask 26.2 (high confidence: yaml at d18b4ff)",
+    ),
+    "p3": Row(
+        "",
+        "does the finest level alone do, under a cosine? (row 4)",
+        {"schedule.name": "cosine", "roi.levels": ("p3",)},
+        "box 28.3, mask 26.2 (high confidence: yaml at 911cd7b)",
+    ),
+    "seph_bn": Row(
+        "",
+        "do class and box want towers of their own, with batch norm? (row 8)",
+        {"roi.head": SEPARATE},
+        "box 7.0, mask 7.7 (low to medium confidence: no yaml; step schedule and ReLU assumed)",
+    ),
+    "seph": Row(
+        "seph_bn",
+        "the same with EvoNorm in both heads and a cosine (row 9)",
+        {"roi.head.norm": "evonorm_s0", **EVONORM_MASKS, "schedule.name": "cosine"},
+        "box 29.6, mask 27.0 (high confidence: yaml at 911cd7b)",
+    ),
+    "sephv2_bn": Row(
+        "",
+        "does the class rather want dense layers, with batch norm? (row 10)",
+        {"roi.head": SEPARATE_V2},
+        "box 13.3, mask 13.6 (low to medium confidence: no yaml; step schedule assumed)",
+    ),
+    "sephv2": Row(
+        "sephv2_bn",
+        "the same with EvoNorm in both heads and a cosine (row 11, v2)",
+        {"roi.head.norm": "evonorm_s0", **EVONORM_MASKS, "schedule.name": "cosine"},
+        "box 30.0, mask 27.4 (high confidence: yaml at 911cd7b)",
+    ),
+}
+
+
+def get_config(row: str = "") -> ConfigDict:
+    return resolve(series.get_config(), "fpn3", ROWS, row)

@@ -1,0 +1,130 @@
+"""The rows of the series against EXPERIMENTS 7.2, written out: what each changes, and of whom."""
+
+import pytest
+
+from configs import series
+from configs._chain import flat
+from sephjax import describe
+from tests.configs.families import ROWS, families, read
+
+SEPHV14 = {  # against the conventions of the series
+    "mask.enabled": False,
+    "rpn.matcher.name": "atss",
+    "rpn.matcher.ignore_band": True,
+    "rpn.matcher.min_iou": 0.1,
+    "roi.sampler.balance_positives": True,
+    "roi.sampler.balance_negatives": True,
+    "roi.head.name": "separate_v2",
+    "roi.head.conv_dims": (256, 256, 256, 256),
+    "roi.head.norm": "evonorm_s0",
+    "roi.class_weight": "quadratic",
+    "schedule.name": "cosine",
+}
+GIOU = {"roi.box_loss.name": "giou"}
+EVONORM_MASKS = {"mask.norm": "evonorm_s0", "mask.deconv_norm": "evonorm_s0"}
+COSINE = {"schedule.name": "cosine"}
+# Row of EXPERIMENTS -> (ours, its parent's, every value that differs between them).
+DIFFERENCES = {
+    3: ("fpn3:evonorm_masks", "fpn3", COSINE | EVONORM_MASKS),
+    4: ("fpn3:p3", "fpn3", COSINE | {"roi.levels": ("p3",)}),
+    9: ("fpn3:seph", "fpn3:seph_bn", COSINE | EVONORM_MASKS | {"roi.head.norm": "evonorm_s0"}),
+    11: ("fpn3:sephv2", "fpn3:sephv2_bn", COSINE | EVONORM_MASKS | {"roi.head.norm": "evonorm_s0"}),
+    17: ("sephv14:r128", "sephv11", {"roi.class_weight": "quadratic"}),
+    18: ("sephv14", "sephv14:r128", {"roi.samples": 512}),
+    19: ("sephv14:1", "sephv14", {"anchors.ratios": (1.0,)}),
+    20: ("sephv14:2", "sephv14:1", {"rpn.matcher.ignore_band": False}),
+    22: (
+        "sephv16",
+        "sephv14:r128",
+        {"roi.sampler.balance_positives": False, "roi.sampler.balance_negatives": False},
+    ),
+    23: ("sephv18", "sephv14:r128", {"roi.sampler.balance_negatives": False}),
+    24: ("sephv18:1", "sephv14:r128", {"roi.sampler.balance_positives": False}),
+    26: ("sephv12", "sephv11", GIOU | {"roi.class_weight": "quadratic"}),
+    27: ("sephv15", "sephv14:r128", GIOU | {"roi.box_loss_scale": 4.0}),
+    28: ("sephv15:1", "sephv14:r128", GIOU | {"roi.box_loss_scale": 8.0}),
+    29: ("sephv15:2", "sephv14:r128", GIOU | {"roi.box_loss_scale": 12.0}),
+    30: ("sephv13", "sephv11", GIOU),
+    32: ("sephv22", "sephv14:r128", {"roi.levels": ("p3",)}),
+}
+PUBLISHED = {  # box and mask mAP in percent, in the order of EXPERIMENTS 7.2
+    "fpn3": (26.7, 25.2),
+    "fpn3:evonorm_masks": (28.5, 26.2),
+    "fpn3:p3": (28.3, 26.2),
+    "fpn3:seph_bn": (7.0, 7.7),
+    "fpn3:seph": (29.6, 27.0),
+    "fpn3:sephv2_bn": (13.3, 13.6),
+    "fpn3:sephv2": (30.0, 27.4),
+    "sephv11": (31.4,),
+    "sephv14:r128": (31.5,),
+    "sephv14": (33.1,),
+    "sephv14:1": (32.5,),
+    "sephv14:2": (32.6,),
+    "sephv16": (31.1,),
+    "sephv18": (31.4,),
+    "sephv18:1": (31.5,),
+    "sephv12": (30.1,),
+    "sephv15": (31.6,),
+    "sephv15:1": (32.2,),
+    "sephv15:2": (31.7,),
+    "sephv13": (29.5,),
+    "sephv22": (31.3,),
+}
+
+
+def values(name):
+    family, _, row = name.partition(":")
+    found = dict(flat(read(family, row) if family != "series" else series.get_config()))
+    del found["name"], found["lineage"]
+    return found
+
+
+def changed(name, parent):
+    now, was = values(name), values(parent)
+    return {path: value for path, value in now.items() if was.get(path) != value}
+
+
+@pytest.mark.parametrize(("name", "parent", "difference"), DIFFERENCES.values())
+def test_a_row_differs_from_its_parent_by_what_the_document_says(name, parent, difference):
+    assert changed(name, parent) == difference
+
+
+def test_sephv14_is_what_it_was_before_it_had_parents():
+    gone = {"roi.head.conv_norm", "roi.head.fc_norm", "rpn.matcher.low_quality"}
+    for name, difference in (
+        ("sephv14", SEPHV14 | {"roi.samples": 512}),
+        ("sephv14:r128", SEPHV14),
+    ):
+        assert changed(name, "series") == difference
+        assert set(values("series")) - set(values(name)) == gone
+    lineage = ("base", "series", "fpn3", "fpn3:sephv2_bn", "fpn3:sephv2", "sephv11", "sephv14")
+    assert tuple(read("sephv14", "").lineage) == lineage
+    assert tuple(read("sephv15", "1").lineage) == (
+        *lineage,
+        "sephv14:r128",
+        "sephv15",
+        "sephv15:1",
+    )
+
+
+def test_every_row_of_the_series_says_what_was_published_and_how_sure_that_is():
+    known = {f"{family}:{row}" if row else family for family, row in ROWS}
+    ours = {name for name in known if name.startswith(("fpn3", "seph"))}
+    assert ours == PUBLISHED.keys()
+    for name, numbers in PUBLISHED.items():
+        family, _, row = name.partition(":")
+        parts = [f"{kind} {n}" for kind, n in zip(("box", "mask"), numbers, strict=False)]
+        published = families()[family].ROWS[row].published
+        assert published.startswith(f"{', '.join(parts)} ("), name
+        assert "confidence" in published
+
+
+def test_sephv15_1_has_a_page_of_one_screen(capsys):
+    describe.describe(read("sephv15", "1"))
+    page = capsys.readouterr().out
+    words = " ".join(page.split())
+    assert "> sephv14 > sephv14:r128 > sephv15 > sephv15:1" in words
+    assert "published box 32.2 (high confidence: yaml at 869210b)" in words
+    assert "roi.box_loss_scale 8.0" in words
+    assert "roi.class_weight=quadratic" in words
+    assert len(page.splitlines()) <= 40, page

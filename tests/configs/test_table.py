@@ -1,0 +1,32 @@
+"""The table of the series in docs/RESULTS.md is that of the configs."""
+
+import re
+
+from benchmarks import series
+from tests.configs.families import ROWS
+
+
+def test_the_committed_table_is_fresh():
+    text = series.PAGE.read_text()
+    assert series.page(text) == text, "stale: run python -m benchmarks.series"
+
+
+def test_every_row_of_the_series_has_a_line():
+    names = [line.split("|")[1].strip() for line in series.table().splitlines()[2:]]
+    ours = [f"{f}:{r}" if r else f for f, r in ROWS if f.startswith(("fpn3", "seph"))]
+    assert names == ours
+    assert set(series.STATUS) <= set(names)
+
+
+def test_a_line_says_difference_parent_numbers_status_and_command():
+    (line,) = (line for line in series.table().splitlines() if "| sephv15:1 |" in line)
+    assert line == (
+        "| sephv15:1 | sephv15 | roi.box_loss_scale 8.0 | box 32.2 (high confidence: yaml at "
+        "869210b) | builds; full COCO: not run | `run configs/sephv15.py:1 sephv15_1` |"
+    )
+
+
+def test_only_what_is_between_the_markers_changes():
+    text = f"before\n{series.BEGIN}\nold\n{series.END}\nafter\n"
+    assert series.page(text) == f"before\n{series.BEGIN}\n{series.table()}\n{series.END}\nafter\n"
+    assert not re.search(r"^old$", series.page(text), re.MULTILINE)
