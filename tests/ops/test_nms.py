@@ -193,14 +193,18 @@ def test_exactly_k_brings_back_the_least_overlapped_of_the_removed():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-def test_nms_equals_torchvision(threshold):
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("threshold", [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+def test_nms_equals_torchvision(threshold, tied):
     torch = pytest.importorskip("torch")
     ops = pytest.importorskip("torchvision").ops
     rng = np.random.default_rng(1)
-    boxes, _, _ = clustered(40)
-    boxes = np.round(boxes)  # whole numbers: many IoUs lie on the threshold
-    scores, classes = rng.permutation(N).astype(np.float32), rng.integers(0, 3, N).astype(np.int32)
+    boxes, scores, _ = clustered(40)  # with duplicates; scores of 40 steps, so most are tied
+    assert len(np.unique(scores)) < N / 2
+    # Whole numbers: many IoUs lie on the threshold, and torchvision's offsets by class are exact.
+    boxes = np.round(boxes)
+    scores = scores if tied else rng.permutation(N).astype(np.float32)
+    classes = rng.integers(0, 3, N).astype(np.int32)
     inputs = torch.tensor(boxes), torch.tensor(scores)
     everything = np.ones(N, bool)
     assert (

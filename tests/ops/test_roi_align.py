@@ -310,9 +310,9 @@ def test_roi_align_and_its_gradient_equal_torchvision(aligned, ratio, size):
     theirs.backward(torch.tensor(cotangent.reshape(12, *size, 6)).permute(0, 3, 1, 2))
     want = theirs.detach().permute(0, 2, 3, 1).numpy().reshape(out.shape)
     np.testing.assert_allclose(out, want, atol=1e-5)
-    np.testing.assert_allclose(
-        gradient, features.grad.permute(0, 2, 3, 1).numpy(), atol=1e-5 * max(size)
-    )
+    want = features.grad.permute(0, 2, 3, 1).numpy()
+    # A cell under several small boxes sums hundreds of samples, in another order.
+    np.testing.assert_allclose(gradient, want, atol=1e-5 * max(1, np.abs(want).max()))
 
 
 @pytest.mark.torch

@@ -30,7 +30,7 @@ def test_targets_are_torchvisions_of_masks_without_pixels(found, jitter):
 
     A stored crop has 4x4 cells a bin of a ROI like its own box, so a bin that the outline cuts
     near its middle may fall on the other side of one half. In a long thin object, or one with few
-    bins, that costs more than 5 %: 6 of 1180 in their own boxes, 4 in moved ones.
+    bins, that costs more than 5 %: 6 of 1180 in their own boxes, 3 in moved ones.
     """
     ours, theirs = found[jitter].ours, found[jitter].polygon
     assert len(ours) == 1180
@@ -38,9 +38,9 @@ def test_targets_are_torchvisions_of_masks_without_pixels(found, jitter):
     assert ious.min() > 0.9
     assert np.mean(ious >= 0.95) > 0.99
     assert np.mean(ious) > (0.988 if jitter == 0 else 0.992)
-    differ = (ours >= 0.5) != (theirs >= 0.5)
-    assert np.abs(theirs[differ] - 0.5).max() < 0.2  # of 16 cells an outline cuts four or five
-    # Before binarisation, where torchvision's recipe stops: the share of a bin that is covered.
+    # The share of a bin that is covered, before it is binarised (torchvision's recipe stops there).
+    # An edge along a bin's side is placed to 1/8 by the 4 cells, to 1/16 by the 8 pixels of the
+    # reference: 3/16, and up to twice that where a thin part has two edges in the bin.
     assert np.abs(ours - theirs).max() < 0.25
     assert np.abs(ours - theirs).mean() < 0.005
 
