@@ -56,6 +56,7 @@ ROWS = {
                 "sample_group": 1,
                 "weights": (1.0, 1.0, 1.0, 1.0),
                 "box_loss": {"name": "smooth_l1", "beta": 1 / 9},
+                "class_loss": {"name": "sigmoid"},
                 "class_loss_scale": 1.0,
                 "box_loss_scale": 1.0,
                 "normalizer": "sampled",
