@@ -58,8 +58,8 @@ def tensor(image: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def settle(model: FasterRCNN, image: np.ndarray, *, detections: int) -> int:
-    """Gives the predictors a trained model's spread on `image`.
+def settle(model: FasterRCNN, image: np.ndarray, *, detections: int, contrast: float = 2.0) -> int:
+    """Gives the predictors a trained model's spread on `image`: `contrast` of the class logits.
 
     Returns the number of detections on it, the nearest to `detections` that a bias of the
     background class can give.
@@ -75,7 +75,7 @@ def settle(model: FasterRCNN, image: np.ndarray, *, detections: int) -> int:
     pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
     predictor = heads.box_predictor
     logits, deltas = predictor(pooled)
-    _spread(predictor.cls_score, logits, 2.0)
+    _spread(predictor.cls_score, logits, contrast)
     _spread(predictor.bbox_pred, deltas, 0.5)
     logits, deltas = predictor(pooled)
 
@@ -96,7 +96,9 @@ def settle(model: FasterRCNN, image: np.ndarray, *, detections: int) -> int:
         return len(boxes)
     pooled = heads.mask_roi_pool(features, [boxes], images.image_sizes)
     masks = heads.mask_predictor(heads.mask_head(pooled))
-    _spread(heads.mask_predictor.mask_fcn_logits, masks.transpose(0, 1).flatten(1).T, 3.0)
+    _spread(
+        heads.mask_predictor.mask_fcn_logits, masks.transpose(0, 1).flatten(1).T, 1.5 * contrast
+    )
     return len(boxes)
 
 

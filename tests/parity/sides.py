@@ -31,7 +31,11 @@ def theirs(row: str, batch: Batch, *, proposals: int, seed: int = 0) -> Any:
     model.rpn._post_nms_top_n = {"training": proposals, "testing": proposals}
     if row == "torchvision_v2":
         _follow(model, pictures.tensors(batch))
-    peer.settle(model, pictures.unpadded(batch)[0], detections=40)
+    # The towers of version 2 have no shortcuts and lose a digit more than version 1: rounding is
+    # 2e-5 of the logits, which a smaller spread keeps from being 1e-4 of a score.
+    contrast = 1.0 if row == "torchvision_v2" else 2.0
+    picture = pictures.unpadded(batch)[0]
+    peer.settle(model, picture, detections=40, contrast=contrast)
     return model
 
 
