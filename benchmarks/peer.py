@@ -59,7 +59,7 @@ def tensor(image: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def settle(model: FasterRCNN, image: np.ndarray, *, detections: int, contrast: float = 2.0) -> int:
-    """Gives the predictors a trained model's spread on `image`: `contrast` of the class logits.
+    """Gives the predictors a trained spread on `image`: `contrast` of the class logits.
 
     Returns the number of detections on it, the nearest to `detections` that a bias of the
     background class can give.
