@@ -150,8 +150,8 @@ def test_the_gradient_of_every_parameter(step):
         assert size > 0, path
         error = np.linalg.norm(ours - theirs) / size
         rows.append((error, ours @ theirs / (size * np.linalg.norm(ours)), path))
-    # 1e-3 for most. Where a ReLU's input is 0 but for rounding it can open on one side only, and its
-    # layer and those before it differ by a few thousandths: chance of weights and machine (2.1e-3
+    # 1e-3 for most. Where a ReLU's input is 0 but for rounding it may open on one side only, its
+    # layer and those before it differ by thousandths: chance of weights and machine (2.1e-3
     # at seed 0 on one CPU, 3.1e-4 with other biases), not a fault, which turns the direction.
     errors = sorted(rows)
     assert errors[-1][0] <= 5e-3, errors[-1]
