@@ -96,7 +96,7 @@ def take_ours(model, outputs):
         for label, positive, negative in zip(labels, positives, negatives, strict=True):
             assert (label[positive] == 1).all()
             assert (label[negative] == 0).all()
-        return positives, negatives
+        return list(positives), list(negatives)
 
     candidates = []
     add = model.roi_heads.add_gt_proposals
@@ -153,8 +153,8 @@ def test_the_gradient_of_every_parameter(step, request):
     # 1e-3 for most. Where a ReLU's input is 0 but for rounding it may open on one side only, its
     # layer and those before it differ by thousandths: chance of weights and machine (2.1e-3
     # at seed 0 on one CPU, 3.1e-4 with other biases), not a fault, which turns the direction.
-    # Version 2 divides by statistics of few cells (stage4 has 49 a picture), which spreads it: 1.3e-2
-    # and cosine 0.99992 were measured.
+    # Version 2 divides by statistics of few cells (stage4 has 49 a picture), which spreads it:
+    # 1.3e-2 and cosine 0.99992 were measured.
     errors, v2 = sorted(rows), request.node.callspec.params["step"] == "torchvision_v2"
     assert errors[-1][0] <= (3e-2 if v2 else 5e-3), errors[-1]
     assert errors[len(errors) // 2][0] <= (1e-2 if v2 else 1e-3), errors[len(errors) // 2]
