@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs._chain import plain
+from sephjax.errors import UserError
 from sephjax.weights import table
 
 Rules = list[table.Rule]
@@ -57,6 +58,7 @@ BACKBONE = [
 ]
 FPN = [
     *_layer("fpn/lateral{l}", "fpn.lateral.{l}", table.CONV),
+    *_norm("fpn/lateral_norm{l}", "fpn.lateral_norm.{l}"),
     *_layer("fpn/output{l}", "fpn.output.{l}.conv", table.CONV),
     *_norm("fpn/output_norm{l}", "fpn.output.{l}.norm"),
     *_layer("fpn/extra", "fpn.extra.conv", table.CONV),
@@ -118,7 +120,22 @@ BOX_HEADS: dict[str, Callable[[Mapping[str, Any]], Rules]] = {
 
 
 def rules(config: ConfigDict) -> Rules:
-    """The table of a config's model. A head's option that is left out is the head's default."""
+    """The table of a config's model. A head's option that is left out is the head's default.
+
+    Raises:
+        UserError: the twin does not have a component of the config.
+    """
     options = plain(config.roi.head)
+    chosen = {
+        "fpn.before": (config.fpn.before, ("none",)),
+        "fpn.after": (config.fpn.after, ("none",)),
+        "roi.head.name": (options["name"], tuple(BOX_HEADS)),
+    }
+    for key, (name, known) in chosen.items():
+        if name not in known:
+            raise UserError(
+                f"{key} is {name!r}, which the PyTorch twin does not have; "
+                f"it has {', '.join(map(repr, known))}."
+            )
     head = BOX_HEADS[options["name"]](options)
     return [*BACKBONE, *FPN, *RPN, *head, *MASK]

@@ -63,9 +63,10 @@ def build_twin(config: ConfigDict, classes: int) -> Any:
     Call it as `twin(images, size)`: uint8 RGB [b, h, w, 3] and int [b, 2]; see `twin.Twin.forward`.
 
     Raises:
-        UserError: torch is not installed.
+        UserError: torch is not installed, or the twin does not have a component of the config.
     """
     _torch()
+    names.rules(config)  # refuses what the twin does not have
     from sephjax.export import twin
 
     return twin.Twin(config, classes).eval()

@@ -39,7 +39,7 @@ class Twin(nn.Module):
         )  # fmt: skip
         self.backbone = ResNet(back.depth, back.layout, back.norm, back.norm_eps, back.width)
         inputs = {name: self.backbone.channels[name] for name in neck.inputs}
-        self.fpn = FPN(inputs, neck.channels, neck.norm, neck.extra)
+        self.fpn = FPN(inputs, neck.channels, neck.norm, neck.lateral_norm, neck.extra)
         self.rpn = RPNHead(neck.channels, len(config.anchors.ratios), rpn.convs, rpn.norm)
         options = plain(roi.head)
         head = BOX_HEADS[options.pop("name")]

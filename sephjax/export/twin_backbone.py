@@ -199,18 +199,27 @@ class ResNet(nn.Module):
 class FPN(nn.Module):
     """Feature pyramid, arXiv 1612.03144: laterals, top-down sum, 3x3 outputs and `p6`."""
 
-    def __init__(self, channels: Mapping[str, int], width: int, norm: str, extra: str):
+    def __init__(
+        self, channels: Mapping[str, int], width: int, norm: str, lateral_norm: str, extra: str
+    ):
         """Builds the neck.
 
         Args:
             channels: Width of each input, fine to coarse: `c2` or `c3` to `c5`.
             width: Of every level.
             norm: After the output convolutions and that of `p6`; no ReLU follows it.
+            lateral_norm: After the lateral convolutions; no ReLU either.
             extra: `max_pool`: `p6` is every second cell of `p5`; `conv_c5`: a 3x3 convolution of
                 stride 2 on `c5`, padded as TensorFlow's SAME.
         """
         super().__init__()
-        self.lateral = nn.ModuleDict({name[1:]: conv(c, width, 1) for name, c in channels.items()})
+        bias = lateral_norm == "none"
+        self.lateral = nn.ModuleDict(
+            {name[1:]: conv(c, width, 1, bias=bias) for name, c in channels.items()}
+        )
+        self.lateral_norm = nn.ModuleDict(
+            {name[1:]: make_norm(lateral_norm, width) for name in channels}
+        )
         self.output = nn.ModuleDict(
             {name[1:]: ConvNorm(width, width, 3, norm, relu=False) for name in channels}
         )
@@ -225,11 +234,12 @@ class FPN(nn.Module):
         """The levels `p2` or `p3` to `p6`, fine to coarse; `sizes` in pixels."""
         pyramid, merged = {}, None
         for number in reversed(list(self.lateral)):
+            extents = extents_at(sizes, 2 ** int(number))
             lateral = self.lateral[number](features[f"c{number}"])
+            lateral = self.lateral_norm[number](lateral, extents)
             if merged is not None:
                 lateral = lateral + F.interpolate(merged, size=lateral.shape[2:], mode="nearest")
             merged = lateral
-            extents = extents_at(sizes, 2 ** int(number))
             pyramid[f"p{number}"] = self.output[number](merged, extents)
         pyramid = dict(sorted(pyramid.items()))
         pyramid["p6"] = self._p6(features["c5"], pyramid["p5"], sizes)

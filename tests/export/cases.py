@@ -56,6 +56,7 @@ CASES = {
         "backbone.layout": "msra",
         "backbone.norm": "gn",
         "fpn.norm": "gn",
+        "fpn.lateral_norm": "gn",
         "rpn.convs": 2,
         "rpn.norm": "gn",
         "roi.head": {
@@ -124,6 +125,7 @@ def with_head(name, norm):
             "roi.head": {"name": name} | options | dict.fromkeys(keys, norm),
             "rpn.norm": norm,
             "fpn.norm": norm,
+            "fpn.lateral_norm": norm,
             "mask.norm": norm,
             "mask.deconv_norm": norm,
         }

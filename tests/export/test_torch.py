@@ -166,6 +166,20 @@ def test_weights_of_another_model_are_refused(weights):
         export.load_twin(export.build_twin(config, parity.CLASSES), wide, frozen)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("hook", [{"fpn.before": "non_local"}, {"fpn.after": "balance"}])
+def test_what_the_twin_does_not_have_is_refused(hook, tmp_path):
+    pytest.importorskip("torch")
+    config = cases.config(hook)
+    key, value = next(iter(hook.items()))
+    words = f"{key} is '{value}', which the PyTorch twin does not have"
+    with pytest.raises(UserError, match=words):
+        export.build_twin(config, parity.CLASSES)
+    abstract = build.model(config, parity.CLASSES).abstract
+    with pytest.raises(UserError, match=words):
+        export.save_twin(config, parity.CLASSES, *random_tree(abstract), tmp_path / "model.pth")
+
+
 def test_without_torch_a_sentence_says_so(weights, monkeypatch, tmp_path):
     config, params, frozen = weights
     monkeypatch.setitem(sys.modules, "torch", None)
