@@ -8,10 +8,14 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from benchmarks import peer
 from sephjax import predicting
+from sephjax.input import transforms
+
+SHORT, LONG = 800, 1333  # pixels, as the configs evaluate
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     image = predicting.read_image(pathlib.Path(options.picture))
     if image is None:
         parser.error(f"{options.picture} is no readable picture")
-    model = peer.mask_rcnn(800, 1333)
-    with torch.no_grad():  # biases that start at 0 would hide that one is not read
-        for name, value in model.named_parameters():
-            if name.endswith("bias") and not value.any():
-                value.normal_(0.0, 0.05)
-    found = peer.settle(model, image, detections=options.detections)
+    high, wide = image.shape[:2]
+    height, width = transforms.resized_shape(high, wide, SHORT, LONG, "keep_aspect")
+    resized = np.zeros((height, width, 3), np.uint8)
+    transforms.resize_onto(resized, image, height, width)
+    model = peer.mask_rcnn(height, width)
+    found = peer.settle(model, resized, detections=options.detections)
     torch.save(model.state_dict(), options.file)
     print(f"{options.file}: {found} detections on {options.picture}")
 
