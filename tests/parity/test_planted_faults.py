@@ -83,17 +83,20 @@ def with_kernel(sides: run.Sides, path: str, change) -> run.Sides:
     return sides._replace(params=table.unflatten(flat | {path: change(flat[path])}))
 
 
-@pytest.fixture(scope="module")
-def told(files, quick, tmp_path_factory):  # noqa: F811
-    """The command on clean weights, and its JSON."""
-    folder = tmp_path_factory.mktemp("report")
-    words = [f"--config.{key}={value}" for key, value in CHANGES.items()]
+def report_of(files: Files, folder, *words: str):
+    """What the command tells, and its JSON."""
+    changes = [f"--config.{key}={value}" for key, value in CHANGES.items()]
     source = f"--source=torchvision:{files.weights}"
     found = command(
         f"--config={ROW}", "--mode=parity", source, f"--images={files.picture}",
-        f"--output={folder}", *words,
+        f"--output={folder}", *changes, *words,
     )  # fmt: skip
     return found, json.loads((folder / "parity.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def told(files, quick, tmp_path_factory):  # noqa: F811
+    return report_of(files, tmp_path_factory.mktemp("report"))
 
 
 def test_clean_weights_agree_in_every_stage_and_end_to_end(told):
@@ -122,6 +125,15 @@ def test_the_table_has_both_sides_names(told):
         "agree within 0.0001",
     ):
         assert words in out
+
+
+def test_a_disagreement_is_exit_code_1_and_names_the_stage(files, tmp_path, quick):  # noqa: F811
+    # Without any tolerance rounding disagrees: torchvision divides the pixels by 255 first.
+    found, made = report_of(files, tmp_path, "--config.parity.tolerance=0.0")
+    assert found.code == 1
+    assert found.err.startswith("sephjax: the first stage that disagrees is network input (torch")
+    assert found.err.count("\n") == 1
+    assert (made["agrees"], made["first"]) == (False, "network input")
 
 
 def disagreeing(sides: run.Sides, picture) -> list[str]:
