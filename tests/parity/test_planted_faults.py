@@ -13,7 +13,7 @@ from benchmarks import scene
 from configs import mask_rcnn
 from sephjax import build
 from sephjax.errors import UserError
-from sephjax.parity import compare, run
+from sephjax.parity import compare, report, run
 from sephjax.weights import table
 from tests.tiny import command, quick  # noqa: F401 - a fixture for the whole module
 
@@ -204,6 +204,25 @@ def test_a_detector_without_a_mask_head_is_compared_too(files, picture, tmp_path
     assert made.first is None
     assert [name for name in made.rows if "mask" in name] == []
     assert list(made.rows)[-2:] == ["end to end (boxes)", "end to end (scores)"]
+
+
+def test_the_whole_program_is_allowed_ten_times_what_a_stage_is():
+    apart = lambda x: compare.Difference(x, x, 1.0, 1, 0)
+    for differ, stage, whole in ((0.9e-4, True, True), (9e-4, False, True), (1.1e-3, False, False)):
+        made = report.Report(1e-4)
+        made.row("rpn/anchors", "", "").same.add(apart(differ))
+        made.row(report.END, "masks", "").own.add(apart(differ))
+        verdicts = [row.verdict(made.tolerance) == report.AGREES for row in made.rows.values()]
+        assert verdicts == [stage, whole]
+
+
+def test_what_is_not_a_number_disagrees():
+    made = report.Report(1e-4)
+    row = made.row("rpn/anchors", "", "")
+    for value in (float("nan"), 0.0):
+        row.same.add(compare.Difference(value, value, 1.0, 1, 0))
+    assert row.verdict(made.tolerance) == report.DISAGREES
+    assert row.same.plain()["max"] == "nan"
 
 
 def boxes(*corners, labels=None):
