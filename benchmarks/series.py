@@ -6,6 +6,7 @@ and the command of the full run. `STATUS` is kept by hand; everything else comes
 
 import importlib
 import pathlib
+from typing import Any
 
 from configs._chain import plain
 
@@ -37,10 +38,10 @@ def page(text: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
-def _line(family: str, module: object, row: str) -> str:
-    entry = module.ROWS[row]  # type: ignore[attr-defined]
+def _line(family: str, module: Any, row: str) -> str:
+    entry = module.ROWS[row]
     name = f"{family}:{row}" if row else family
-    parent = module.get_config(row).lineage[-2]  # type: ignore[attr-defined]
+    parent = module.get_config(row).lineage[-2]
     difference = ", ".join(f"{path} {_short(value)}" for path, value in entry.diff.items())
     file = f"configs/{family}.py:{row}" if row else f"configs/{family}.py"
     status = STATUS.get(name, BUILDS)
@@ -49,7 +50,7 @@ def _line(family: str, module: object, row: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _short(value: object) -> str:
+def _short(value: Any) -> str:
     value = plain(value)
     if isinstance(value, dict):
         name = value.get("name", "")

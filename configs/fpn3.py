@@ -3,7 +3,7 @@
 Published numbers are mAP on val2017, not run here. The original picked these rows' test proposals as in training,
 exactly k a level and without a threshold on logits; here they have the plain NMS and the threshold of the
 later rows, for which there is no key (EXPERIMENTS 8.2: a small loss). Batch norm in the original's heads had eps 1e-4
-and decay 0.997 (here 1e-5 and 0.9, no key), and the mask head's statistics stay as initialised here.
+and decay 0.997 (here 1e-5 and 0.9, no key).
 """
 
 from ml_collections import ConfigDict

@@ -38,6 +38,17 @@ def shared_data(shared: pathlib.Path) -> pathlib.Path:
     return shared / "data"
 
 
+@pytest.fixture(params=["scan", "gather"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test once with each way of pooling ROIs, whatever the platform."""
+    from sephjax.ops import roi_align, roi_gather, roi_scan
+
+    module = {"scan": roi_scan, "gather": roi_gather}[request.param]
+    monkeypatch.setattr(roi_align, "_read", module.pool)
+    monkeypatch.setattr(roi_align, "_write", module.spread)
+    return request.param
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With SEPHJAX_NO_SKIP (CI) a skipped test fails the run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -75,6 +75,13 @@ def batch(sizes, counts, canvas=CANVAS, seed=0, most=3):
     return Batch(images, size, size, index, np.ones(len(sizes), bool), truth)
 
 
+def random_tree(abstract, seed=0):
+    """Numbers that tell every entry from every other, for what only moves them about."""
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32)
+    return jax.tree.map(draw, abstract)
+
+
 def draw(model, seed=0):
     """`(params, frozen)` without compiling: kernels of unit gain, norms that do nothing."""
     rng = np.random.default_rng(seed)

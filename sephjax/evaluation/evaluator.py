@@ -141,7 +141,7 @@ def _detect(
                 raise RunError("segm was asked of a model without a mask head: set mask.enabled.")
             if not report.masks:  # before the transfer
                 detections = dataclasses.replace(detections, masks=None)
-            waiting.append(pool.submit(_to_host, batch, detections, source, _shapes(report)))
+            waiting.append(pool.submit(_to_host, batch, detections, source, shapes=_shapes(report)))
             if len(waiting) == IN_FLIGHT:
                 yield waiting.popleft().result()
         while waiting:
@@ -156,7 +156,8 @@ def _to_host(
     batch: Batch,
     detections: Detections,
     source: Source,
-    shapes: bool,  # noqa: FBT001
+    *,
+    shapes: bool,
 ) -> tuple[list[dict[str, Any]], list[int]]:
     present = np.asarray(batch.valid)
     index = np.asarray(batch.index)

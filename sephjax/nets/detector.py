@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sephjax.nets import functional, layers
 from sephjax.nets.proposal import select
@@ -67,16 +67,22 @@ class Detector(nnx.Module):
 
     def pyramid(self, batch: Batch, train: bool = False) -> dict[str, Float[Array, "b _ _ _"]]:  # noqa: FBT001, FBT002
         """Feature maps p2... of a batch, each [b, h_l, w_l, c]; one more with a `Fusion` neck."""
-        image = self.recipe.normalize(batch.image)
-        # Black pixels are no zeros once normalised: torchvision and detectron2 pad after that.
-        canvas = (image.shape[1], image.shape[2])
-        image = layers.blank(image, layers.valid_mask(batch.size, canvas, 1))
         size = batch.size if self.recipe.mask_padding else None
-        features = self.backbone(image, size, train=train)
+        features = self.backbone(self.normalize(batch.image, batch.size), size, train=train)
         if hasattr(self, "fpn_before"):
             features = self.fpn_before(features, size)
         pyramid = self.fpn(features, size, train=train)
         return self.fpn_after(pyramid, size) if hasattr(self, "fpn_after") else pyramid
+
+    def normalize(
+        self, image: UInt8[Array, "b h w 3"], size: Int[Array, "b 2"]
+    ) -> Float[Array, "b h w 3"]:
+        """What the backbone reads: normalised pixels, 0 beyond each picture's `size`.
+
+        Black pixels are no zeros once normalised: torchvision and detectron2 pad after that.
+        """
+        x = self.recipe.normalize(image)
+        return layers.blank(x, layers.valid_mask(size, (x.shape[1], x.shape[2]), 1))
 
     def score(
         self, batch: Batch, pyramid: Pyramid, *, train: bool = False

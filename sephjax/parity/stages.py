@@ -62,14 +62,10 @@ def _valid(detector: Detector, x: Array, size: Array, stride: int) -> Array | No
 
 
 def _backbone(detector: Detector) -> list[Stage]:
-    net, recipe = detector.backbone, detector.recipe
+    net = detector.backbone
     cells = functools.partial(_valid, detector)
     stem, norm = net.stem, net.stem.norm
     padding = resnet.LAYOUTS[net.layout].pool_padding
-
-    def normalize(image, size):
-        x = recipe.normalize(image)
-        return layers.blank(x, layers.valid_mask(size, (x.shape[1], x.shape[2]), 1))
 
     def unit(block, stride, x, size):
         before = cells(x, size, stride)
@@ -78,7 +74,7 @@ def _backbone(detector: Detector) -> list[Stage]:
 
     path = "backbone/stem"
     found = [
-        Stage(INPUT, ("image", "size"), normalize),
+        Stage(INPUT, ("image", "size"), detector.normalize),
         Stage(f"{path}/conv", (INPUT, "size"), lambda x, s: stem.conv(x, cells(x, s, 1))),
         Stage(
             f"{path}/norm",

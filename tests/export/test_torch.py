@@ -16,6 +16,7 @@ from sephjax.export import names
 from sephjax.export import torch as export
 from sephjax.weights import table
 from tests.export import cases, parity
+from tests.narrow import random_tree
 
 CONFIGS = {
     **{name: cases.config(changes) for name, changes in cases.CASES.items()},
@@ -26,12 +27,6 @@ CONFIGS = {
     "sephv14": sephv14.get_config(),
 }
 SMALL = "slim-evonorm-series-separate"
-
-
-def random_tree(abstract, seed=0):
-    rng = np.random.default_rng(seed)
-    draw = lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32)
-    return jax.tree.map(draw, abstract)
 
 
 def same(found, expected):

@@ -14,15 +14,6 @@ STRIDES = (4.0, 8.0)
 WAYS = {"scan": roi_scan, "gather": roi_gather}
 
 
-@pytest.fixture(params=list(WAYS))
-def way(request, monkeypatch):
-    """Runs a test once with each way of reading, whatever the platform."""
-    module = WAYS[request.param]
-    monkeypatch.setattr(ops, "_read", module.pool)
-    monkeypatch.setattr(ops, "_write", module.spread)
-    return request.param
-
-
 def pyramid_of(seed=0, channels=6):
     rng = np.random.default_rng(seed)
     return [rng.uniform(size=(2, *s, channels)).astype(np.float32) for s in [(20, 28), (10, 14)]]

@@ -7,7 +7,6 @@ import pytest
 
 from sephjax.nets.roi.pool import Pooler
 from sephjax.ops import roi_align as ops
-from sephjax.ops import roi_gather, roi_scan
 
 torch = pytest.importorskip("torch")
 poolers = pytest.importorskip("torchvision.ops.poolers")
@@ -16,16 +15,6 @@ pytestmark = pytest.mark.torch
 CANVAS = (128, 160)
 CHANNELS = 3
 EPS = {"eps": 1e-6, "eps_inside_log": False}  # torchvision's
-WAYS = {"scan": roi_scan, "gather": roi_gather}
-
-
-@pytest.fixture(params=list(WAYS))
-def way(request, monkeypatch):
-    """Runs a test once with each way of reading, whatever the platform."""
-    module = WAYS[request.param]
-    monkeypatch.setattr(ops, "_read", module.pool)
-    monkeypatch.setattr(ops, "_write", module.spread)
-    return request.param
 
 
 def pyramid_of(seed):

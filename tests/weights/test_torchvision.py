@@ -11,6 +11,7 @@ from sephjax import build
 from sephjax.errors import UserError
 from sephjax.train import step
 from sephjax.weights import table, torchvision
+from tests.narrow import random_tree
 
 HEIGHT, WIDTH = 128, 160
 BACKGROUND_ROWS = {"bbox_pred": 4, "mask_fcn_logits": 1}
@@ -41,12 +42,6 @@ def peer():
 
 def to_numpy(state):
     return {name: value.numpy() for name, value in state.items()}
-
-
-def random_tree(abstract, seed):
-    rng = np.random.default_rng(seed)
-    draw = lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32)
-    return jax.tree.map(draw, abstract)
 
 
 def test_what_is_dumped_is_loaded_again_unchanged(model):

@@ -7,6 +7,7 @@ import pytest
 from configs import mask_rcnn
 from sephjax import build
 from sephjax.weights import torchvision
+from tests.narrow import random_tree
 
 BACKGROUND_ROWS = {"bbox_pred": 4, "mask_fcn_logits": 1}
 TRACKED = "num_batches_tracked"  # counts of PyTorch's batch norm that nothing reads
@@ -15,12 +16,6 @@ TRACKED = "num_batches_tracked"  # counts of PyTorch's batch norm that nothing r
 @pytest.fixture(scope="module")
 def model():
     return build.model(mask_rcnn.get_config("torchvision_v2"), 90)
-
-
-def random_tree(abstract, seed):
-    rng = np.random.default_rng(seed)
-    draw = lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32)
-    return jax.tree.map(draw, abstract)
 
 
 def test_what_is_dumped_is_loaded_again_unchanged(model):
