@@ -69,11 +69,11 @@ class Twin(nn.Module):
         pyramid = self.pyramid(images, size)
         rpn_logits, rpn_deltas = self.score(pyramid, size)
         proposals = self.propose(pyramid, rpn_logits, rpn_deltas, size, canvas)
-        boxes = [rows["boxes"] for rows in proposals]
-        box_logits, box_deltas = self.classify(pyramid, boxes, canvas)
+        boxes, extents = [rows["boxes"] for rows in proposals], self.extents(size, canvas)
+        box_logits, box_deltas = self.classify(pyramid, boxes, extents)
         detections = self.detect(box_logits, box_deltas, boxes, size)
         if self.mask_head is not None:
-            masks = self.masks(pyramid, detections, canvas)
+            masks = self.masks(pyramid, detections, extents)
             detections = [
                 rows | {"masks": part} for rows, part in zip(detections, masks, strict=True)
             ]
@@ -126,8 +126,17 @@ class Twin(nn.Module):
             for i, picture in enumerate(pictures(size))
         ]
 
+    def extents(self, size: torch.Tensor, canvas: Sequence[int]) -> list[tuple[int, int]]:
+        """Height and width in pixels with which each picture's maps end for its ROIs."""
+        padded = self.config.mask_padding
+        return [picture if padded else (canvas[0], canvas[1]) for picture in pictures(size)]
+
     def pool(
-        self, pyramid: Pyramid, boxes: Sequence[torch.Tensor], canvas: Sequence[int], side: int
+        self,
+        pyramid: Pyramid,
+        boxes: Sequence[torch.Tensor],
+        extents: Sequence[tuple[int, int]],
+        side: int,
     ) -> torch.Tensor:
         """Features of the ROIs of all pictures in one row, [n, c, side, side]."""
         roi, levels = self.config.roi, list(self.config.roi.levels)
@@ -138,20 +147,24 @@ class Twin(nn.Module):
             index = ops.levels_of(rows, plain(roi.canonical), levels)
             found = rows.new_zeros(len(rows), pyramid[levels[0]].shape[1], side, side)
             for j, name in enumerate(levels):
-                here, maps = rows[index == j], pyramid[name][i]
+                stride = 2 ** int(name[1:])
+                height, width = (-(-pixels // stride) for pixels in extents[i])
+                here, maps = rows[index == j], pyramid[name][i][:, :height, :width]
                 if kind == "crop_max":
-                    found[index == j] = ops.crop_max(maps, here, canvas, side, **options)
+                    found[index == j] = ops.crop_max(maps, here, extents[i], side, **options)
                 else:
-                    stride = 2 ** int(name[1:])
                     found[index == j] = ops.roi_align(maps, here, stride, side, **options)
             pooled.append(found)
         return torch.cat(pooled)
 
     def classify(
-        self, pyramid: Pyramid, boxes: Sequence[torch.Tensor], canvas: Sequence[int]
+        self,
+        pyramid: Pyramid,
+        boxes: Sequence[torch.Tensor],
+        extents: Sequence[tuple[int, int]],
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Class logits and box deltas of the proposals of every picture."""
-        logits, deltas = self.box_head(self.pool(pyramid, boxes, canvas, SIDE))
+        logits, deltas = self.box_head(self.pool(pyramid, boxes, extents, SIDE))
         counts = [len(rows) for rows in boxes]
         return list(logits.split(counts)), list(deltas.split(counts))
 
@@ -167,12 +180,12 @@ class Twin(nn.Module):
         return [detections(*part, self.config.roi.weights, self.config.test) for part in parts]
 
     def masks(
-        self, pyramid: Pyramid, found: Sequence[Rows], canvas: Sequence[int]
+        self, pyramid: Pyramid, found: Sequence[Rows], extents: Sequence[tuple[int, int]]
     ) -> list[torch.Tensor]:
         """Mask probabilities of the detections of every picture."""
         assert self.mask_head is not None
         boxes = [rows["boxes"] for rows in found]
-        pooled = self.pool(pyramid, boxes, canvas, self.config.mask.pool)
+        pooled = self.pool(pyramid, boxes, extents, self.config.mask.pool)
         masks = self.mask_head(pooled, torch.cat([rows["labels"] for rows in found]))
         return list(torch.sigmoid(masks).split([len(rows) for rows in boxes]))
 

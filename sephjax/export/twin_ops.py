@@ -123,22 +123,22 @@ def levels_of(
 
 
 def crop_max(
-    x: torch.Tensor, boxes: torch.Tensor, canvas: Sequence[int], side: int, bins: Sequence[int]
+    x: torch.Tensor, boxes: torch.Tensor, extent: Sequence[int], side: int, bins: Sequence[int]
 ) -> torch.Tensor:
     """TensorFlow's `crop_and_resize` of one map, then a max-pool, as the published series has it.
 
-    A box is sampled from edge to edge at `side * bins` points; a box as large as the canvas goes
+    A box is sampled from edge to edge at `side * bins` points; a box as large as the picture goes
     from the first to the last cell. A point outside the map reads 0.
 
     Args:
         x: [c, h, w].
         boxes: [n, 4].
-        canvas: Height and width of the network input in pixels.
+        extent: Height and width of the picture in pixels.
         side: Cells a side of the result.
         bins: Points under each of them, down and across.
     """
-    y, y_in = _points(boxes[:, [1, 3]], canvas[0], x.shape[1], side * bins[0])
-    x_, x_in = _points(boxes[:, [0, 2]], canvas[1], x.shape[2], side * bins[1])
+    y, y_in = _points(boxes[:, [1, 3]], extent[0], x.shape[1], side * bins[0])
+    x_, x_in = _points(boxes[:, [0, 2]], extent[1], x.shape[2], side * bins[1])
     grid = torch.stack(torch.broadcast_tensors(x_[:, None, :], y[:, :, None]), dim=-1)
     crops = F.grid_sample(
         x.expand(len(boxes), *x.shape), grid, padding_mode="border", align_corners=True

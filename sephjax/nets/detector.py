@@ -96,6 +96,12 @@ class Detector(nnx.Module):
         size = batch.size if self.recipe.mask_padding else None
         return self.rpn(maps, size, train=train), levels, inside
 
+    def extent(self, image: UInt8[Array, "b h w 3"], size: Int[Array, "b 2"]) -> Int[Array, "b 2"]:
+        """Height and width in pixels with which each image's maps end for the ROIs."""
+        if self.recipe.mask_padding:
+            return size
+        return jnp.broadcast_to(jnp.asarray(image.shape[1:3], size.dtype), size.shape)
+
     def _anchors(self, batch: Batch, pyramid: Pyramid) -> tuple[tuple[Array, ...], Array]:
         """Anchors of every level, and which of all of them each image may use, [b, n]."""
         canvas = batch.image.shape[1:3]
@@ -148,10 +154,11 @@ class Detector(nnx.Module):
         rpn_targets = self.recipe.rpn_targets(pairs[:, 0], levels, inside, batch.truth, canvas)
         proposals = self.propose(outputs, levels, inside, batch.size, train=True)
         rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
-        pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, canvas=canvas)
+        extent = self.extent(batch.image, batch.size)
+        pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, extent=extent)
         boxes = self._classify(pooled, rois.valid, train=True)
         mask_sum = (
-            self._mask_sum(pyramid, rois, batch.truth, canvas)
+            self._mask_sum(pyramid, rois, batch.truth, extent)
             if hasattr(self, "mask_head")
             else None
         )
@@ -166,12 +173,12 @@ class Detector(nnx.Module):
         return jax.tree.map(lambda leaf: leaf.reshape(images, count, *leaf.shape[1:]), rows)
 
     def _mask_sum(
-        self, pyramid: Pyramid, rois: Rois, truth: Truth, canvas: tuple[int, int]
+        self, pyramid: Pyramid, rois: Rois, truth: Truth, extent: Int[Array, "b 2"]
     ) -> Float[Array, ""]:
         recipe = self.recipe
         first = lambda leaf: leaf[:, : recipe.mask_rois]
         boxes, labels, positive = first(rois.boxes), first(rois.labels), first(rois.positive)
-        pooled = recipe.pooler(pyramid, boxes, positive, side=recipe.mask_pool, canvas=canvas)
+        pooled = recipe.pooler(pyramid, boxes, positive, side=recipe.mask_pool, extent=extent)
         crop = lambda m, gt, b, i: mask_ops.crop_masks(
             m, gt, b, i, output_size=2 * recipe.mask_pool
         )
@@ -193,14 +200,13 @@ class Detector(nnx.Module):
 
     def candidates(self, batch: Batch) -> tuple[dict[str, Array], Proposals, BoxOutputs]:
         """Pyramid, test-time proposals (valid ones first) and the box head's outputs of them."""
-        canvas = batch.image.shape[1:3]
-        pyramid = self.pyramid(batch)
+        pyramid, extent = self.pyramid(batch), self.extent(batch.image, batch.size)
         outputs, levels, inside = self.score(batch, pyramid)
         proposals = self.propose(outputs, levels, inside, batch.size, train=False)
         proposals = jax.vmap(select.valid_first)(proposals)
 
         def run(rows: Proposals) -> BoxOutputs:
-            pooled = self.recipe.pooler(pyramid, rows.boxes, rows.valid, side=7, canvas=canvas)
+            pooled = self.recipe.pooler(pyramid, rows.boxes, rows.valid, side=7, extent=extent)
             return self._classify(pooled, rows.valid, train=False)
 
         most = jnp.max(jnp.sum(proposals.valid, axis=1, dtype=jnp.int32))
@@ -208,18 +214,19 @@ class Detector(nnx.Module):
 
     def masks(
         self,
-        pyramid: dict[str, Float[Array, "b _ _ _"]],
+        batch: Batch,
+        pyramid: Pyramid,
         boxes: Float[Array, "b d 4"],
         labels: Int[Array, "b d"],
         valid: Bool[Array, "b d"],
-        canvas: tuple[int, int],
     ) -> Float[Array, "b d s s"]:
         """Mask probabilities of the detections, each in the frame of its box; else 0."""
+        extent = self.extent(batch.image, batch.size)
 
         def run(rows):
             boxes, labels, valid = rows
             pooled = self.recipe.pooler(
-                pyramid, boxes, valid, side=self.recipe.mask_pool, canvas=canvas
+                pyramid, boxes, valid, side=self.recipe.mask_pool, extent=extent
             )
             flat = pooled.reshape(-1, *pooled.shape[2:])
             logits = self.mask_head(flat, labels.reshape(-1))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from sephjax.ops import roi_gather, roi_scan
 from sephjax.ops.roi_taps import Axis, Taps, bilinear, level_sizes
@@ -22,7 +22,7 @@ from sephjax.ops.roi_taps import Axis, Taps, bilinear, level_sizes
 _ROUNDING = 1e-3
 
 
-def roi_align(
+def roi_align(  # noqa: PLR0913
     pyramid: Sequence[Float[Array, "b _ _ c"]],
     boxes: Float[Array, "b n 4"],
     levels: Int[Array, "b n"],
@@ -32,6 +32,7 @@ def roi_align(
     output_size: tuple[int, int],
     sampling_ratio: int = 2,
     aligned: bool = True,
+    extent: Num[Array, "b 2"] | None = None,
 ) -> Float[Array, "b n {output_size[0]} {output_size[1]} c"]:
     """ROIAlign of each ROI from its own level, as `torchvision.ops.roi_align` computes it.
 
@@ -49,11 +50,13 @@ def roi_align(
         sampling_ratio: samples along each side of a bin, at least 1 (there is no adaptive choice).
         aligned: pixel centres lie at .5 (detectron2's ROIAlignV2). False is the older form of
             torchvision's own models: no half pixel, and box sides of at least one cell.
+        extent: height and width of each picture, pixels: the maps end with its last cell, so that a
+            box reads the same whatever the padding. None: they end with the canvas.
 
     Source: Mask R-CNN (He et al. 2017), section 3; the border rules are torchvision's.
     """
     boxes, level = _sanitised(boxes, levels, valid, len(pyramid))
-    height, width = level_sizes(pyramid, level)
+    height, width = level_sizes(pyramid, level, strides, extent)
     scale = jnp.asarray([1.0 / stride for stride in strides], jnp.float32)[level]
     grid = functools.partial(_align_axis, scale=scale, samples=sampling_ratio, aligned=aligned)
     rows = grid(boxes[..., 1], boxes[..., 3], size=height, cells=output_size[0])
@@ -67,7 +70,8 @@ def crop_and_max_pool(
     levels: Int[Array, "b n"],
     valid: Bool[Array, "b n"],
     *,
-    canvas: tuple[int, int],
+    strides: tuple[float, ...],
+    extent: Num[Array, "b 2"],
     output_size: tuple[int, int],
     bins: tuple[int, int] = (2, 2),
 ) -> Float[Array, "b n {output_size[0]} {output_size[1]} c"]:
@@ -84,17 +88,19 @@ def crop_and_max_pool(
         boxes: corners `(x1, y1, x2, y2)` in pixels of the network input.
         levels: index into `pyramid` for each box; clipped to its length.
         valid: which ROIs exist.
-        canvas: height and width of the network input in pixels, to which boxes are relative.
+        strides: pixels a cell, for each level.
+        extent: height and width in pixels to which boxes are relative, of each picture; the maps
+            end with its last cell. The canvas' size: padding is part of the picture (the original,
+            which met padding in training only).
         output_size: height and width of the output.
         bins: rows and columns of points under each output cell.
     """
     boxes, level = _sanitised(boxes, levels, valid, len(pyramid))
-    height, width = level_sizes(pyramid, level)
+    height, width = level_sizes(pyramid, level, strides, extent)
     grid = output_size[0] * bins[0], output_size[1] * bins[1]
-    extent = jnp.asarray([canvas[1], canvas[0], canvas[1], canvas[0]], jnp.float32)
-    relative = boxes / extent[None, None]
-    rows = _crop_axis(relative[..., 1], relative[..., 3], height, grid[0])
-    columns = _crop_axis(relative[..., 0], relative[..., 2], width, grid[1])
+    tall, wide = (extent[:, i, None].astype(jnp.float32) for i in range(2))
+    rows = _crop_axis(boxes[..., 1] / tall, boxes[..., 3] / tall, height, grid[0])
+    columns = _crop_axis(boxes[..., 0] / wide, boxes[..., 2] / wide, width, grid[1])
     crops: jax.Array = _pool(_specs(pyramid), tuple(pyramid), Taps(level, valid, rows, columns))
     grouped = crops.reshape(
         *levels.shape, output_size[0], bins[0], output_size[1], bins[1], crops.shape[-1]

@@ -47,8 +47,22 @@ def bilinear(position: jax.Array, inside: jax.Array, size: jax.Array) -> Axis:
     return Axis(index, jnp.concatenate([(1.0 - far) * share, far * share], axis=-1))
 
 
-def level_sizes(pyramid: Sequence[jax.Array], level: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Height and width in cells, float32 [b, n], of the level of each ROI."""
-    heights = jnp.asarray([features.shape[1] for features in pyramid], jnp.float32)
-    widths = jnp.asarray([features.shape[2] for features in pyramid], jnp.float32)
-    return heights[level], widths[level]
+def level_sizes(
+    pyramid: Sequence[jax.Array],
+    level: jax.Array,
+    strides: Sequence[float],
+    extent: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Height and width in cells, float32 [b, n], of the level of each ROI.
+
+    With `extent`, [b, 2] pixels, a map ends with the picture, after ceil(extent / stride) cells,
+    as in `layers.valid_mask`.
+    """
+    sizes = jnp.asarray([features.shape[1:3] for features in pyramid], jnp.float32)
+    if extent is None:
+        cells = sizes[level]
+    else:
+        pixels = jnp.asarray(strides, jnp.float32)[level][..., None]
+        cells = jnp.ceil(extent.astype(jnp.float32)[:, None] / pixels)
+        cells = jnp.clip(cells, 1.0, sizes[level])
+    return cells[..., 0], cells[..., 1]

@@ -173,14 +173,14 @@ def _pool(detector: Detector, name: str, boxes: str, side: int) -> Stage:
     """The features of the boxes of a stage."""
     pooler, pyramid = detector.recipe.pooler, _pyramid(detector)
 
-    def pool(image, rois, *maps):
+    def pool(image, size, rois, *maps):
         levels = dict(zip(pooler.levels, maps, strict=True))
         row = jax.tree.map(lambda leaf: leaf[None], rois)
-        canvas = image.shape[1:3]
-        return pooler(levels, row["boxes"], row["valid"], side=side, canvas=canvas)[0]
+        extent = detector.extent(image, size)
+        return pooler(levels, row["boxes"], row["valid"], side=side, extent=extent)[0]
 
     maps = tuple(pyramid[level] for level in pooler.levels)
-    return Stage(name, ("image", boxes, *maps), pool, boxes)
+    return Stage(name, ("image", "size", boxes, *maps), pool, boxes)
 
 
 def _boxes(detector: Detector, classify: Callable[..., Any]) -> list[Stage]:

@@ -73,10 +73,8 @@ def make_predict_step(
         found = jax.vmap(classify)(outputs, proposals, batch.size.astype(jnp.float32))
         if not masks:
             return found
-        canvas = batch.image.shape[1:3]
-        probabilities = model.apply(
-            params, frozen, pyramid, found.boxes, found.labels, found.valid, canvas, method="masks"
-        )
+        rows = (found.boxes, found.labels, found.valid)
+        probabilities = model.apply(params, frozen, batch, pyramid, *rows, method="masks")
         return Detections(found.boxes, found.scores, found.labels, found.valid, probabilities)
 
     return predict_step

@@ -74,12 +74,12 @@ def settled(config, batch, seed=0):
         logits, deltas = twin.score(pyramid, size)
         spread("rpn", logits=(logits, 3.0), deltas=(deltas, 0.3))
         proposals = twin.propose(pyramid, *twin.score(pyramid, size), size, canvas)
-        boxes = [rows["boxes"] for rows in proposals]
-        logits, deltas = (torch.cat(part) for part in twin.classify(pyramid, boxes, canvas))
+        boxes, extents = [rows["boxes"] for rows in proposals], twin.extents(size, canvas)
+        logits, deltas = (torch.cat(part) for part in twin.classify(pyramid, boxes, extents))
         spread("box_head", logits=(logits, 2.0), deltas=(deltas, 0.5))
         if config.mask.enabled:
             found = [{"boxes": rows, "labels": torch.arange(len(rows)) % CLASSES} for rows in boxes]
-            masks = torch.logit(torch.cat(twin.masks(pyramid, found, canvas)))
+            masks = torch.logit(torch.cat(twin.masks(pyramid, found, extents)))
             spread("mask_head", predictor=(masks[masks.isfinite()], 3.0))
     return twin, params, frozen
 

@@ -45,10 +45,14 @@ def built(request):
     )
 
 
-def test_a_picture_has_the_same_detections_alone_and_beside_a_larger_one(built):
-    alone = narrow.batch([PICTURE], [3])
-    both = narrow.batch([PICTURE, (90, 120)], [3, 2], canvas=(96, 128))
-    np.testing.assert_array_equal(alone.image[0, :50, :70], both.image[0, :50, :70])
+@pytest.mark.parametrize("picture", [PICTURE, narrow.CANVAS], ids=["smaller", "as its canvas"])
+def test_a_picture_has_the_same_detections_alone_and_beside_a_larger_one(built, picture):
+    height, width = picture
+    alone = narrow.batch([picture], [3])
+    both = narrow.batch([picture, (90, 120)], [3, 2], canvas=(96, 128))
+    np.testing.assert_array_equal(
+        alone.image[0], both.image[0, : narrow.CANVAS[0], : narrow.CANVAS[1]]
+    )
     one = built.predict(built.params, built.frozen, alone)
     two = built.predict(built.params, built.frozen, both)
     first = jax.tree.map(lambda leaf: leaf[:1], two)
@@ -60,7 +64,7 @@ def test_a_picture_has_the_same_detections_alone_and_beside_a_larger_one(built):
     np.testing.assert_allclose(one.boxes, first.boxes, atol=1e-2)
     np.testing.assert_allclose(one.masks, first.masks, atol=1e-3)
     assert np.ptp(np.asarray(one.scores)[np.asarray(one.valid)]) > 0.01  # not all alike
-    assert np.all(one.boxes <= jnp.float32([70, 50, 70, 50])[None, None])
+    assert np.all(one.boxes <= jnp.float32([width, height, width, height])[None, None])
 
 
 def test_the_loss_is_finite_without_objects_and_every_tensor_gets_a_gradient(built):

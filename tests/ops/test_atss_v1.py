@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sephjax import build
+from sephjax import recipe
 from sephjax.ops import boxes as box_ops
 from sephjax.ops import matchers
 from tests import narrow
@@ -145,7 +145,7 @@ def test_levels_that_do_not_add_up_are_refused():
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_config_binds_the_sizes_of_the_levels(legacy):
     choice = {"name": "atss_v1", "top_k": 9, "legacy_offsets": legacy}
-    targets = build._rpn_targets(narrow.config(**{"rpn.matcher": choice}))
+    targets = recipe.rpn_targets_of(narrow.config(**{"rpn.matcher": choice}))
     begins = np.cumsum((0, *COUNTS))
     levels = tuple(jnp.asarray(ANCHORS[a:b]) for a, b in itertools.pairwise(begins))
     batch = narrow.batch([CANVAS], [3], canvas=CANVAS)

@@ -83,7 +83,8 @@ def align(pyramid, boxes, levels, valid, **options):
 
 
 def crop(pyramid, boxes, levels, valid, **options):
-    pool = functools.partial(ops.crop_and_max_pool, canvas=(80, 112), **options)
+    options = {"strides": STRIDES, "extent": jnp.array([(80, 112)] * len(boxes))} | options
+    pool = functools.partial(ops.crop_and_max_pool, **options)
     return jax.jit(pool)(pyramid, boxes, levels, valid)
 
 
@@ -142,6 +143,24 @@ def test_any_box_equals_a_loop_over_samples(way, aligned):
         return align_one(features, box, STRIDES[level], (5, 9), 2, aligned)
 
     np.testing.assert_allclose(got, each(one, pyramid, boxes, levels, valid), atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", [align, crop], ids=["roi_align", "crop_and_max_pool"])
+def test_boxes_read_the_same_whatever_lies_beyond_the_picture(way, pool):
+    full, (boxes, levels, valid) = pyramid_of(), boxes_of()
+    extent = jnp.array([(64, 80), (61, 75)])  # the second ends within a cell
+    cells = [(16, 20), (8, 10)]
+    cut = [f[:, :h, :w] for f, (h, w) in zip(full, cells, strict=True)]
+    boxes = np.concatenate([boxes, boxes[:, :2]], axis=1)
+    boxes[:, 6:] = [[40, 30, 80, 64], [-5, 7, 84, 70]]
+    levels, valid = np.tile(levels, 2)[:, :8], np.ones((2, 8), bool)
+    options = {"output_size": (4, 6), "extent": extent}
+    got = pool(full, boxes, levels, valid, **options)
+    np.testing.assert_array_equal(got, pool(cut, boxes, levels, valid, **options))
+    if pool is align:  # the first picture fills the cut maps
+        whole = pool(cut, boxes, levels, valid, output_size=(4, 6))
+        np.testing.assert_array_equal(got[0], whole[0])
+    assert np.ptp(got[:, 6:]) > 0.1
 
 
 def test_both_ways_agree_and_the_gradient_is_the_transpose():

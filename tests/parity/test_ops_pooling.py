@@ -52,7 +52,8 @@ def test_pooling_and_its_gradient_equal_multi_scale_roi_align(way, side):
 
     @jax.jit
     def both(pyramid, cotangent):
-        out, pull = jax.vjp(lambda p: pooler(p, rois, valid, side=side, canvas=CANVAS), pyramid)
+        extent = jnp.array([CANVAS, CANVAS])
+        out, pull = jax.vjp(lambda p: pooler(p, rois, valid, side=side, extent=extent), pyramid)
         return out, pull(cotangent)[0]
 
     out, gradient = both(pyramid, cotangent)

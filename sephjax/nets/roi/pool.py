@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from sephjax.ops import roi_align
 
@@ -36,18 +36,26 @@ class Pooler:
         valid: Bool[Array, "b n"],
         *,
         side: int,
-        canvas: tuple[int, int],
+        extent: Num[Array, "b 2"],
     ) -> Float[Array, "b n s s c"]:
-        """Features of every ROI, `side` cells a side; zeros for invalid ROIs."""
+        """Features of every ROI, `side` cells a side; zeros for invalid ROIs.
+
+        `extent` is the height and width in pixels with which the maps of each image end.
+        """
         maps = [pyramid[name] for name in self.levels]
         index = self.assign(boxes)
         options = {key: value for key, value in self.kind.items() if key != "name"}
-        if self.kind["name"] == "crop_max":
-            return roi_align.crop_and_max_pool(
-                maps, boxes, index, valid, canvas=canvas, output_size=(side, side), **options
-            )
-        return roi_align.roi_align(
-            maps, boxes, index, valid, strides=self.strides, output_size=(side, side), **options
+        crop = self.kind["name"] == "crop_max"
+        pool = roi_align.crop_and_max_pool if crop else roi_align.roi_align
+        return pool(
+            maps,
+            boxes,
+            index,
+            valid,
+            strides=self.strides,
+            extent=extent,
+            output_size=(side, side),
+            **options,
         )
 
     def assign(self, boxes: Float[Array, "b n 4"]) -> Int[Array, "b n"]:
