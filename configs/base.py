@@ -98,6 +98,7 @@ def data() -> ConfigDict:
             "threads": 2,  # reading threads in each process
             "prefetch": 4,  # batches held ready
             "shapes": {  # the drawn set
+                "set": "plain",  # plain: 3 shapes, sizes 1:3.6 | hard: 8 shapes, 1:8, more occlusion
                 "train_images": 4_096,
                 "eval_images": 128,
                 "height": 128,  # pixels, landscape; a third of the pictures are portrait

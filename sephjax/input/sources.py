@@ -68,6 +68,7 @@ def _shapes(data: Any, split: Any, train: bool, seed: int) -> Source:  # noqa: F
         data.shapes.height,
         data.shapes.width,
         data.shapes.max_objects,
+        kind=data.shapes.set,
         seed=seed,
         train=train,
     )

@@ -7,6 +7,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from sephjax.errors import UserError
+from sephjax.input import shapes
 from sephjax.input.shapes import open_shapes
 
 # pycocotools converts its results in a way that NumPy 2 frowns upon.
@@ -71,6 +72,32 @@ def test_a_label_says_what_was_drawn(drawn):
         assert guess == drawing.labels[0]
         checked += 1
     assert checked >= 5
+
+
+def test_the_hard_set_has_eight_shapes_of_sizes_one_to_eight_and_occlusion():
+    source = open_shapes(120, 128, 192, 8, kind="hard", train=True)
+    labels, sides, counts = set(), [], []
+    for i in range(120):
+        example = source.example(i)
+        labels |= set(example.labels.tolist())
+        sides += np.maximum(*(example.boxes[:, 2:] - example.boxes[:, :2]).T).tolist()
+        counts.append(len(example.boxes))
+    assert source.categories.names[sorted(labels)[-1]] == "half"
+    assert labels == set(range(8))
+    assert np.quantile(sides, 0.98) / np.quantile(sides, 0.02) > 6
+    assert max(counts) == 8
+
+
+@pytest.mark.parametrize(("name", "fill"), [("ring", np.pi * (1 - 0.55**2)), ("bar", 2.6 * 0.8)])
+def test_a_drawn_outline_has_the_area_of_its_shape(name, fill):
+    random = np.random.default_rng(0)
+    coverage = shapes._coverage(random, name, (0.5, 0.5), 512, 512)
+    assert coverage.sum() == pytest.approx(fill * 128**2, rel=0.02)
+
+
+def test_an_unknown_set_is_refused():
+    with pytest.raises(UserError, match=r"data\.shapes\.set is 'easy': choose one of plain, hard"):
+        open_shapes(4, 128, 160, 4, kind="easy", train=True)
 
 
 def test_the_ground_truth_loads_into_pycocotools():

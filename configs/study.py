@@ -1,0 +1,98 @@
+"""The series in small: its questions on drawn shapes, from random weights (docs/RESULTS.md, the study).
+
+The base is `sephv14:r128` divided by four: pictures of 128x192 instead of 512..640, anchors 16..128, 32 ROIs, a narrow
+ResNet-18. Each row flips one thing that the log drew a conclusion from.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import sephv14
+from configs._chain import Row, resolve
+
+SIDES = {
+    "short_sides": (128,),
+    "long_side": 192,
+    "aspects": (),
+    "annotations": "",
+    "images": "",
+    "limit": 0,
+}
+SMALL = {
+    "data.source": "shapes",
+    "data.train": {"split": "train", **SIDES},
+    "data.eval": {"split": "validation", **SIDES},
+    "data.shapes": {
+        "set": "hard",
+        "train_images": 16_384,
+        "eval_images": 256,
+        "height": 128,
+        "width": 192,
+        "max_objects": 8,
+    },
+    "data.max_objects": 8,
+    "backbone.depth": 18,
+    "backbone.width": 16,
+    "backbone.norm": "evonorm_s0",
+    "backbone.trainable_affine": False,
+    "fpn.channels": 32,
+    "anchors.sizes": (16, 32, 64, 128),
+    "rpn.proposals.pre": 1_500,
+    "rpn.proposals.post": 250,
+    "roi.canonical.size": 56.0,
+    "roi.samples": 32,
+    "roi.append_truth": 4,
+    "roi.head.fc_dims": (128, 128),
+    "roi.head.conv_dims": (32, 32, 32, 32),
+    "roi.tiers": (),
+    "mask.dim": 32,
+    "mask.tiers": (),
+    "schedule.warmup_steps": 100,
+    "train.steps": 1_000,
+    "train.batch": 8,
+    "eval.every": 0,
+    "eval.batch": 16,
+    "checkpoint.every": 1_000,
+    "checkpoint.keep": 1,
+}
+MASKS = {"mask.enabled": True, "mask.norm": "evonorm_s0", "mask.deconv_norm": "evonorm_s0"}
+ROWS = {
+    "": Row(None, "the parent of all rows of the study", SMALL),
+    "bn": Row("", "EvoNorm or batch norm in the box head?", {"roi.head.norm": "bn"}),
+    "gn": Row("", "EvoNorm or group norm in the box head?", {"roi.head.norm": "gn"}),
+    "step": Row(
+        "",
+        "cosine or step schedule?",
+        {"schedule.name": "step", "schedule.milestones": (667, 833)},
+    ),
+    "r128": Row("", "four times as many ROIs (512 for 128 in the log)?", {"roi.samples": 128}),
+    "giou": Row("", "GIoU for smooth L1?", {"roi.box_loss": {"name": "giou"}}),
+    "giou8": Row("giou", "GIoU times 8?", {"roi.box_loss_scale": 8.0}),
+    "plain": Row(
+        "",
+        "plain sampling for balanced?",
+        {"roi.sampler.balance_positives": False, "roi.sampler.balance_negatives": False},
+    ),
+    "iou": Row(
+        "",
+        "plain IoU matching for ATSS in the RPN?",
+        {
+            "rpn.matcher": {
+                "name": "max_iou",
+                "low": 0.4,
+                "high": 0.5,
+                "low_quality": "single",
+                "min_iou": 0.0625,
+            }
+        },
+    ),
+    "masks": Row("", "the parent of `masks_bn`: with a mask head", MASKS),
+    "masks_bn": Row(
+        "masks",
+        "EvoNorm or batch norm in the mask head?",
+        {"mask.norm": "bn", "mask.deconv_norm": "bn"},
+    ),
+}
+
+
+def get_config(row: str = "") -> ConfigDict:
+    return resolve(sephv14.get_config("r128"), "study", ROWS, row)
