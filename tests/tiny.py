@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from configs import demo
 from sephjax import observe
 from sephjax.input.schedule import stream
-from sephjax.input.shapes import CATEGORIES, draw
+from sephjax.input.shapes import KINDS, draw
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZES = {
@@ -180,7 +180,7 @@ class DrawnCoco:
     def __init__(self, root: pathlib.Path, count: int):
         self.images, self.annotations = root / "images", root / "instances.json"
         self.images.mkdir(parents=True)
-        names = zip(CATEGORIES.ids, CATEGORIES.names, strict=True)
+        names = enumerate(KINDS["plain"].names, start=1)
         self.content: dict[str, Any] = {
             "images": [],
             "annotations": [],
@@ -191,7 +191,7 @@ class DrawnCoco:
 
     def draw(self, number: int) -> None:
         """Adds a picture with two or more objects."""
-        drawing = draw(stream(0, 9, number), 64, 96, 3)
+        drawing = draw(stream(0, 9, number), 64, 96, 3, KINDS["plain"])
         self.picture(number, drawing.image)
         for label, mask in zip(drawing.labels.tolist(), drawing.masks, strict=True):
             outlines, _ = cv2.findContours(
@@ -217,7 +217,7 @@ class DrawnCoco:
         annotation = {
             "id": len(self.content["annotations"]) + 1,
             "image_id": image,
-            "category_id": CATEGORIES.ids[label],
+            "category_id": label + 1,
             "iscrowd": 0,
             "area": w * h,
             "bbox": box,

