@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import scene
 from configs import mask_rcnn
-from sephjax import build
+from sephjax import build, recipe
 from sephjax.errors import UserError
 from sephjax.train import step
 from sephjax.weights import table, torchvision
@@ -210,5 +210,5 @@ def test_the_anchors_are_torchvisions(peer):
     shapes = [(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)]
     images = ImageList(torch.zeros(1, 3, HEIGHT, WIDTH), [(HEIGHT, WIDTH)])
     expected = theirs(images, [torch.zeros(1, 256, *shape) for shape in shapes])[0].numpy()
-    levels = build._anchors(config_without_tiers())((HEIGHT, WIDTH), tuple(shapes))
+    levels = recipe.anchors_of(config_without_tiers())((HEIGHT, WIDTH), tuple(shapes))
     np.testing.assert_array_equal(np.concatenate(levels), expected)
