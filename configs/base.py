@@ -156,7 +156,8 @@ def rpn() -> ConfigDict:
     """Region proposal network: head, targets, losses, proposals."""
     return ConfigDict(
         {
-            "convs": 1,
+            "name": "rpn",  # rpn | retinanet (towers of their own for class and box, 3x3 predictors)
+            "convs": 1,  # of each tower
             "norm": "none",  # replaces the ReLU when it is evonorm_s0, one a level
             "matcher": {  # max_iou | atss | atss_v1
                 "name": "max_iou",
@@ -174,7 +175,9 @@ def rpn() -> ConfigDict:
             "class_loss_scale": 1.0,
             "box_loss_scale": 1.0,
             "normalizer": "images_times_samples",  # images_times_samples | sampled | positives
-            "proposals": {  # joint: NMS by level, then the best of all levels
+            # joint (NMS by level, then the best of all levels) | per_level (a quota for each level)
+            # | retinanet (trains as per_level; tests on what scores best, NMS across levels)
+            "proposals": {
                 "name": "joint",
                 "nms": 0.7,
                 "train_pre": 2_000,  # by level, before NMS
@@ -217,6 +220,13 @@ def roi() -> ConfigDict:
             },
             "class_agnostic": False,
             "weights": (10.0, 10.0, 5.0, 5.0),
+            # Box heads in a row, each on the boxes of the one before; needs class_agnostic.
+            "cascade": {
+                "ious": (),  # at which each stage matches; empty: one head
+                "weights": (),  # of each stage's deltas
+                "append": 8,  # ground truths that join the boxes of each stage but the first
+                "gradient_scale": 1 / 3,  # of what the stages send to the maps
+            },
             "class_weight": "none",  # none | quadratic (min(100 (IoU - 0.5)^2, 1)) | linear (4 |IoU - 0.5|)
             "class_loss_scale": 1.0,
             "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou | diou | ciou

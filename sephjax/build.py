@@ -21,8 +21,10 @@ from sephjax.nets.detector import Detector
 from sephjax.nets.functional import Functional, functional
 from sephjax.nets.neck import hooks
 from sephjax.nets.neck.fpn import FPN
+from sephjax.nets.proposal.retinanet import RetinaNetHead
 from sephjax.nets.proposal.rpn import RPNHead
 from sephjax.nets.roi import box_head
+from sephjax.nets.roi.cascade import CascadeHeads
 from sephjax.nets.roi.mask_head import MaskHead
 
 BOX_HEADS = {
@@ -30,6 +32,7 @@ BOX_HEADS = {
     "separate": box_head.SeparateFastRCNNConvFCHead,
     "separate_v2": box_head.SeparateFastRCNNConvFCHeadV2,
 }
+RPNS = {"rpn": RPNHead, "retinanet": RetinaNetHead}
 BEFORE_FPN = {"none": None, "non_local": hooks.NonLocalBefore}
 AFTER_FPN = {"none": None, "fusion": hooks.Fusion, "balance": hooks.Balance}
 INITIALIZERS = {  # of the neck, the RPN, the box head's towers and its predictors, the mask head
@@ -89,9 +92,10 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
     )
     before = choose(BEFORE_FPN, neck.before, "fpn.before")
     after = choose(AFTER_FPN, neck.after, "fpn.after")
-    rpn = RPNHead(
+    rpn = choose(RPNS, config.rpn.name, "rpn.name")(
         neck.channels,
         len(config.anchors.ratios),
+        levels=recipe.levels_of(config),
         convs=config.rpn.convs,
         norm=config.rpn.norm,
         init=inits["rpn"],
@@ -100,14 +104,20 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
     predictors = box_head.Predictors(
         classes, config.roi.class_agnostic, inits["logits"], inits["deltas"]
     )
-    head, channels = bind(BOX_HEADS, config.roi.head, "roi.head"), recipe.roi_channels(config)
+    channels, stages = recipe.roi_channels(config), len(config.roi.cascade.ious)
+    head = functools.partial(
+        bind(BOX_HEADS, config.roi.head, "roi.head"),
+        (7, 7, channels),
+        predictors,
+        init=inits["box_head"],
+    )
     networks: dict[str, nnx.Module | None] = {
         "backbone": backbone,
         "fpn_before": before and before(inputs, init=inits["fpn"], rngs=rngs),
         "fpn": fpn,
         "fpn_after": after and after(neck.channels, init=inits["fpn"], rngs=rngs),
         "rpn": rpn,
-        "box_head": head((7, 7, channels), predictors, init=inits["box_head"], rngs=rngs),
+        "box_head": CascadeHeads(head, stages, rngs=rngs) if stages else head(rngs=rngs),
         "mask_head": None,
     }
     if config.mask.enabled:
@@ -146,6 +156,7 @@ def losses(config: ConfigDict) -> Callable[..., dict[str, Any]]:
             "weights": tuple(roi.weights),
             "class_weighting": roi.class_weight,
         },
+        later=recipe.stage_weights(config)[1:],
         scales={
             "rpn_cls": rpn.class_loss_scale,
             "rpn_box": rpn.box_loss_scale,
@@ -159,5 +170,5 @@ def losses(config: ConfigDict) -> Callable[..., dict[str, Any]]:
 def classify(config: ConfigDict) -> Callable[..., Any]:
     """(box outputs, proposals, size) -> Detections of one image, masks not yet."""
     return functools.partial(
-        predict.detections, weights=tuple(config.roi.weights), **plain(config.test)
+        predict.detections, weights=recipe.stage_weights(config)[-1], **plain(config.test)
     )

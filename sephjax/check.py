@@ -20,6 +20,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "fpn.extra": ("max_pool", "conv_c5"),
     "fpn.before": ("none", "non_local"),
     "fpn.after": ("none", "fusion", "balance"),
+    "rpn.name": ("rpn", "retinanet"),
     "rpn.norm": _NORMS,
     "rpn.normalizer": ("images_times_samples", "sampled", "positives"),
     "mask.norm": _NORMS,
@@ -34,7 +35,8 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",
-    "rpn.samples", "optimizer.lr", "schedule.warmup_steps", "parity.tolerance",
+    "rpn.samples", "roi.cascade.append", "optimizer.lr", "schedule.warmup_steps",
+    "parity.tolerance",
 )  # fmt: skip
 
 
@@ -58,6 +60,7 @@ def check(config: ConfigDict) -> None:
             "one."
         )
     _check_rpn(config)
+    _check_cascade(config)
     group = min(config.rpn.sample_group, config.train.batch)
     if config.train.batch % group:
         raise UserError(
@@ -71,6 +74,35 @@ def _check_rpn(config: ConfigDict) -> None:
         raise UserError(
             "rpn.samples is 0, which rpn.normalizer='images_times_samples' would divide by; use "
             "'positives' or 'sampled'."
+        )
+
+
+def _check_cascade(config: ConfigDict) -> None:
+    roi, rule = config.roi, config.roi.cascade
+    if len(rule.ious) != len(rule.weights):
+        raise UserError(
+            f"roi.cascade.ious has {len(rule.ious)} stages and roi.cascade.weights "
+            f"{len(rule.weights)}; give both for every stage."
+        )
+    if not rule.ious:
+        return
+    if not roi.class_agnostic:
+        raise UserError(
+            "roi.class_agnostic is False, but a stage of roi.cascade moves one box for all "
+            "classes; set it to True."
+        )
+    first = tuple(rule.weights[0])
+    if tuple(roi.weights) != first:
+        raise UserError(
+            f"roi.weights is {tuple(roi.weights)} and roi.cascade.weights starts with {first}; "
+            "make them equal."
+        )
+    bounds = (roi.matcher.get("low"), roi.matcher.get("high"))
+    if roi.matcher.name != "max_iou" or bounds != (rule.ious[0],) * 2:
+        raise UserError(
+            f"roi.cascade.ious starts with {rule.ious[0]}, but roi.matcher is "
+            f"{roi.matcher.name!r} with low and high {bounds}; use 'max_iou' with that value for "
+            "both."
         )
 
 

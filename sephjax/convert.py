@@ -19,7 +19,7 @@ from sephjax.input.example import Categories
 from sephjax.nets.backbone import resnet
 from sephjax.train import workdir as claims
 from sephjax.types import Params
-from sephjax.weights import classes, files, torchvision
+from sephjax.weights import classes, files, table, torchvision
 from sephjax.weights.contents import Contents
 from sephjax.weights.formats import FORMATS
 
@@ -171,8 +171,9 @@ def _listed(pairs: dict[str, tuple[Any, Any]]) -> str:
 
 
 def _to_twin(config: ConfigDict, params: Params, frozen: Params, path: str) -> str:
-    classes = params["box_head"]["logits"]["kernel"].shape[-1] - 1
-    count = twins.save_twin(config, classes, params, frozen, path)
+    number = classes.count_of(table.flatten(params))
+    assert number is not None  # the model has a box head
+    count = twins.save_twin(config, number, params, frozen, path)
     return f"written to {path}: {count} tensors, for sephjax.export.torch.twin_from_file"
 
 

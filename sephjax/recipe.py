@@ -15,9 +15,11 @@ from sephjax.nets.backbone import resnet
 from sephjax.nets.detector import Recipe
 from sephjax.nets.neck import hooks
 from sephjax.nets.proposal import select
+from sephjax.nets.roi.cascade import Cascade
 from sephjax.nets.roi.pool import Pooler
 from sephjax.ops import anchors as anchor_ops
 from sephjax.ops import matchers, sampling
+from sephjax.targets import cascade as cascade_targets
 from sephjax.targets import roi as roi_targets
 from sephjax.targets import rpn as rpn_targets
 
@@ -51,6 +53,7 @@ def recipe(config: ConfigDict, classes: int) -> Recipe:
             append=roi.append_truth,
             classes=classes,
         ),
+        cascade=cascade_of(config, classes),
         pooler=pooler_of(config),
         roi_tiers=tuple(roi.tiers),
         mask_pool=mask.pool,
@@ -117,6 +120,29 @@ def rpn_targets_of(config: ConfigDict) -> Callable[..., Any]:
     return targets
 
 
+def stage_weights(config: ConfigDict) -> tuple[tuple[float, float, float, float], ...]:
+    """Weights of the deltas of every stage of the box head."""
+    return plain(config.roi.cascade.weights) or (tuple(config.roi.weights),)
+
+
+def cascade_of(config: ConfigDict, classes: int) -> Cascade:
+    """What happens between the stages of the box head; nothing if there is one."""
+    rule, weights = config.roi.cascade, stage_weights(config)
+    if len(weights) == 1:
+        return Cascade(weights)
+    matcher = bind(MATCHERS, config.roi.matcher, "roi.matcher")
+    rematch = tuple(
+        functools.partial(
+            cascade_targets.next_rois,
+            matcher=functools.partial(matcher, low=iou, high=iou),
+            append=rule.append,
+            classes=classes,
+        )
+        for iou in rule.ious[1:]
+    )
+    return Cascade(weights, rematch, rule.gradient_scale)
+
+
 def _widths(config: ConfigDict) -> dict[str, int]:
     """Channels of every map that ROIs may be pooled from."""
     levels = levels_of(config)
@@ -162,6 +188,10 @@ def _propose(rule: dict[str, Any], ranked: Any, train: bool) -> Any:  # noqa: FB
         return select.joint(
             ranked, nms=rule["nms"], count=rule["train_post" if train else "test_post"]
         )
+    if rule["name"] == "retinanet" and not train:
+        return select.above(
+            ranked, score=rule["test_score"], nms=rule["test_nms"], count=rule["test_post"]
+        )
     return select.per_level(
         ranked,
         nms=rule["nms"],
@@ -174,6 +204,10 @@ def _propose(rule: dict[str, Any], ranked: Any, train: bool) -> Any:  # noqa: FB
 def _pre_nms(rule: dict[str, Any], levels: int, train: bool) -> tuple[int, ...]:  # noqa: FBT001
     if rule["name"] == "joint":
         return (rule["train_pre" if train else "test_pre"],) * levels
-    if rule["name"] == "per_level":
+    if rule["name"] == "retinanet" and not train:
+        return (rule["test_pre"],) * levels
+    if rule["name"] in ("per_level", "retinanet"):
         return select.quotas(rule["pre"], rule["shrink"], levels)
-    raise UserError(f"rpn.proposals.name is {rule['name']!r}; use 'joint' or 'per_level'.")
+    raise UserError(
+        f"rpn.proposals.name is {rule['name']!r}; use 'joint', 'per_level' or 'retinanet'."
+    )

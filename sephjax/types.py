@@ -114,6 +114,7 @@ class TrainOutputs:
     rois: Rois
     boxes: BoxOutputs  # [b, r, ...]
     mask_sum: Array | None  # float32 [], mask loss summed over the positives of the batch
+    later: tuple[tuple[Rois, BoxOutputs], ...] = ()  # of a cascade's stages after the first
 
 
 @pytree

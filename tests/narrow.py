@@ -6,6 +6,7 @@ import numpy as np
 
 from configs import base
 from configs._chain import apply
+from sephjax.nets.functional import flat_paths
 from sephjax.types import Batch, Truth
 
 CLASSES = 3
@@ -73,6 +74,20 @@ def batch(sizes, counts, canvas=CANVAS, seed=0, most=3):
     index = np.arange(len(sizes), dtype=np.int32)
     truth = Truth(boxes, labels, valid, masks)
     return Batch(images, size, size, index, np.ones(len(sizes), bool), truth)
+
+
+def learn(losses, model, params, frozen, batch, seed=1):
+    """Terms of the loss, what the detector said in training, and the gradient by name."""
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def objective(params):
+        keys = jax.random.split(jax.random.key(seed), len(batch.size))
+        outputs = model.apply(params, frozen, batch, keys, method="training")
+        terms = losses(outputs, batch.size.astype(jnp.float32))
+        return terms["loss"], (terms, outputs)
+
+    (_, (terms, outputs)), slopes = jit(jax.value_and_grad(objective, has_aux=True))(params)
+    return terms, outputs, dict(flat_paths(slopes))
 
 
 def random_tree(abstract, seed=0):

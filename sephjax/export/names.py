@@ -38,6 +38,14 @@ def _conv_tower(ours: str, theirs: str) -> Rules:
     ]
 
 
+def _rpn_tower(ours: str, theirs: str) -> Rules:
+    """Convolutions that all levels share, norms that they do not."""
+    return [
+        *_layer(ours + "/conv{i}", theirs + ".{i}.conv", table.CONV),
+        *_norm(ours + "/norm{i}_p{l}", theirs + ".{i}.norms.p{l}"),
+    ]
+
+
 def _fc_tower(ours: str, theirs: str, count: int) -> Rules:
     """`count` dense layers, the first on a pooled map."""
     rules = _norm(ours + "/norm{i}", theirs + ".{i}.norm")
@@ -64,11 +72,19 @@ FPN = [
     *_layer("fpn/extra", "fpn.extra.conv", table.CONV),
     *_norm("fpn/extra_norm", "fpn.extra.norm"),
 ]
-RPN = [
-    *_conv_tower("rpn", "rpn.convs"),
+
+_RPN_PREDICTORS = [
     *_layer("rpn/logits", "rpn.logits", table.CONV),
     *_layer("rpn/deltas", "rpn.deltas", table.CONV),
 ]
+RPNS = {
+    "rpn": [*_rpn_tower("rpn", "rpn.convs"), *_RPN_PREDICTORS],
+    "retinanet": [
+        *_rpn_tower("rpn/classify", "rpn.classify"),
+        *_rpn_tower("rpn/refine", "rpn.refine"),
+        *_RPN_PREDICTORS,
+    ],
+}
 MASK = [
     *_conv_tower("mask_head", "mask_head.tower"),
     *_layer("mask_head/deconv", "mask_head.deconv", table.CONV_TRANSPOSE),
@@ -119,6 +135,14 @@ BOX_HEADS: dict[str, Callable[[Mapping[str, Any]], Rules]] = {
 }
 
 
+def _of_stages(rule: table.Rule) -> table.Rule:
+    """A rule of the box head for those of all stages."""
+    return rule._replace(
+        ours=rule.ours.replace("box_head/", "box_head/stage{s}/", 1),
+        theirs=rule.theirs.replace("box_head.", "box_head.{s}.", 1),
+    )
+
+
 def rules(config: ConfigDict) -> Rules:
     """The table of a config's model. A head's option that is left out is the head's default.
 
@@ -129,6 +153,7 @@ def rules(config: ConfigDict) -> Rules:
     chosen = {
         "fpn.before": (config.fpn.before, ("none",)),
         "fpn.after": (config.fpn.after, ("none",)),
+        "rpn.name": (config.rpn.name, tuple(RPNS)),
         "roi.head.name": (options["name"], tuple(BOX_HEADS)),
     }
     for key, (name, known) in chosen.items():
@@ -138,4 +163,6 @@ def rules(config: ConfigDict) -> Rules:
                 f"it has {', '.join(map(repr, known))}."
             )
     head = BOX_HEADS[options["name"]](options)
-    return [*BACKBONE, *FPN, *RPN, *head, *MASK]
+    if config.roi.cascade.ious:
+        head = [_of_stages(rule) for rule in head]
+    return [*BACKBONE, *FPN, *RPNS[config.rpn.name], *head, *MASK]

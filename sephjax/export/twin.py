@@ -16,7 +16,7 @@ from configs._chain import plain
 from sephjax.export import twin_ops as ops
 from sephjax.export import twin_proposals
 from sephjax.export.twin_backbone import FPN, ResNet
-from sephjax.export.twin_heads import BOX_HEADS, SIDE, MaskHead, RPNHead
+from sephjax.export.twin_heads import BOX_HEADS, RPNS, SIDE, MaskHead
 from sephjax.export.twin_layers import Extents
 
 Pyramid = Mapping[str, torch.Tensor]
@@ -40,10 +40,14 @@ class Twin(nn.Module):
         self.backbone = ResNet(back.depth, back.layout, back.norm, back.norm_eps, back.width)
         inputs = {name: self.backbone.channels[name] for name in neck.inputs}
         self.fpn = FPN(inputs, neck.channels, neck.norm, neck.lateral_norm, neck.extra)
-        self.rpn = RPNHead(neck.channels, len(config.anchors.ratios), rpn.convs, rpn.norm)
+        levels = (*(f"p{name[1:]}" for name in neck.inputs), "p6")
+        make, anchors = RPNS[rpn.name], len(config.anchors.ratios)
+        self.rpn = make(neck.channels, anchors, levels, rpn.convs, rpn.norm)
         options = plain(roi.head)
         head = BOX_HEADS[options.pop("name")]
-        self.box_head = head(neck.channels, classes, roi.class_agnostic, **options)
+        self.weights = plain(roi.cascade.weights) or (tuple(roi.weights),)  # of each stage
+        heads = [head(neck.channels, classes, roi.class_agnostic, **options) for _ in self.weights]
+        self.box_head = nn.ModuleList(heads) if roi.cascade.weights else heads[0]
         self.mask_head = None
         if mask.enabled:
             self.mask_head = MaskHead(
@@ -61,7 +65,8 @@ class Twin(nn.Module):
         Returns:
             `pyramid`: {level: [b, c, h, w]}; `rpn_logits` [b, n], `rpn_deltas` [b, n, 4];
             `proposals`: a list with `boxes` [p, 4] and `scores` [p] of each picture; `box_logits`
-            and `box_deltas`: lists of [p, k + 1] and [p, k, 4]; `detections`: a list with `boxes`
+            and `box_deltas`: lists of [p, k + 1] and [p, k, 4] (of a cascade, these three are what
+            `cascade` gives); `detections`: a list with `boxes`
             [d, 4], `scores` [d], `labels` [d] and, with a mask head, `masks` [d, s, s]
             (probabilities in the frame of the box), best first.
         """
@@ -69,8 +74,9 @@ class Twin(nn.Module):
         pyramid = self.pyramid(images, size)
         rpn_logits, rpn_deltas = self.score(pyramid, size)
         proposals = self.propose(pyramid, rpn_logits, rpn_deltas, size, canvas)
-        boxes, extents = [rows["boxes"] for rows in proposals], self.extents(size, canvas)
-        box_logits, box_deltas = self.classify(pyramid, boxes, extents)
+        extents = self.extents(size, canvas)
+        proposals, box_logits, box_deltas = self.cascade(pyramid, proposals, extents, size)
+        boxes = [rows["boxes"] for rows in proposals]
         detections = self.detect(box_logits, box_deltas, boxes, size)
         if self.mask_head is not None:
             masks = self.masks(pyramid, detections, extents)
@@ -162,11 +168,53 @@ class Twin(nn.Module):
         pyramid: Pyramid,
         boxes: Sequence[torch.Tensor],
         extents: Sequence[tuple[int, int]],
+        stage: int = 0,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Class logits and box deltas of the proposals of every picture."""
-        logits, deltas = self.box_head(self.pool(pyramid, boxes, extents, SIDE))
+        """Class logits and box deltas of the boxes of every picture, by one stage's head."""
+        head = self.box_head
+        if isinstance(head, nn.ModuleList):
+            head = head[stage]
+        logits, deltas = head(self.pool(pyramid, boxes, extents, SIDE))
         counts = [len(rows) for rows in boxes]
         return list(logits.split(counts)), list(deltas.split(counts))
+
+    def cascade(
+        self,
+        pyramid: Pyramid,
+        proposals: Sequence[Rows],
+        extents: Sequence[tuple[int, int]],
+        size: torch.Tensor,
+    ) -> tuple[list[Rows], list[torch.Tensor], list[torch.Tensor]]:
+        """What the last stage reads, the logits of all stages and the deltas of the last.
+
+        The logits' softmax is the mean of the stages' probabilities.
+        """
+        logits, deltas = self.classify(pyramid, [rows["boxes"] for rows in proposals], extents)
+        found = [logits]
+        for stage in range(1, len(self.weights)):
+            proposals = self.moved(proposals, deltas, size, stage - 1)
+            boxes = [rows["boxes"] for rows in proposals]
+            logits, deltas = self.classify(pyramid, boxes, extents, stage)
+            found.append(logits)
+        if len(found) > 1:
+            logits = [
+                torch.stack([part.softmax(dim=1) for part in parts]).mean(dim=0).log()
+                for parts in zip(*found, strict=True)
+            ]
+        return list(proposals), logits, deltas
+
+    def moved(
+        self,
+        proposals: Sequence[Rows],
+        deltas: Sequence[torch.Tensor],
+        size: torch.Tensor,
+        stage: int,
+    ) -> list[Rows]:
+        """Proposals as a stage moves them."""
+        return [
+            rows | {"boxes": ops.decode(rows["boxes"], moves[:, 0], self.weights[stage], picture)}
+            for rows, moves, picture in zip(proposals, deltas, pictures(size), strict=True)
+        ]
 
     def detect(
         self,
@@ -177,7 +225,7 @@ class Twin(nn.Module):
     ) -> list[Rows]:
         """Detections of every picture, best first, without masks."""
         parts = zip(logits, deltas, boxes, pictures(size), strict=True)
-        return [detections(*part, self.config.roi.weights, self.config.test) for part in parts]
+        return [detections(*part, self.weights[-1], self.config.test) for part in parts]
 
     def masks(
         self, pyramid: Pyramid, found: Sequence[Rows], extents: Sequence[tuple[int, int]]

@@ -12,30 +12,95 @@ from sephjax.export.twin_layers import ConvNorm, Extents, LinearNorm, conv, exte
 SIDE = 7  # cells a side of a pooled ROI of the box head
 
 
-class RPNHead(nn.Module):
-    """3x3 convolutions on every level, then 1x1 to a logit and four deltas an anchor."""
+class LevelConv(nn.Module):
+    """A 3x3 convolution shared by all levels, a norm of each level's own, ReLU if it needs one."""
 
-    def __init__(self, channels: int, anchors: int, convs: int, norm: str):
-        """The 3x3 convolutions keep their bias under a norm too."""
+    def __init__(self, channels: int, levels: Sequence[str], norm: str, *, bias: bool):
         super().__init__()
-        self.convs = nn.ModuleList(
-            ConvNorm(channels, channels, 3, norm, bias=True) for _ in range(convs)
-        )
-        self.logits = conv(channels, anchors, 1)
-        self.deltas = conv(channels, 4 * anchors, 1)
+        self.conv = conv(channels, channels, 3, bias=bias)
+        self.norms = nn.ModuleDict({name: make_norm(norm, channels) for name in levels})
+
+    def forward(self, x: torch.Tensor, name: str, extents: Extents) -> torch.Tensor:
+        """Applies it to the map of one level."""
+        norm = self.norms[name]
+        x = norm(self.conv(x, extents), extents)
+        return x if norm.activates else F.relu(x)
+
+
+def level_tower(
+    channels: int, levels: Sequence[str], convs: int, norm: str, *, bias: bool
+) -> nn.ModuleList:
+    """`LevelConv`s."""
+    return nn.ModuleList(LevelConv(channels, levels, norm, bias=bias) for _ in range(convs))
+
+
+class RPN(nn.Module):
+    """What both kinds share: logits [b, n] and deltas [b, n, 4] of all anchors.
+
+    A kind says in `maps` what a cell's anchors get, [b, a, h, w] and [b, 4 a, h, w].
+    """
+
+    def maps(
+        self, x: torch.Tensor, name: str, extents: Extents
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and deltas of one level."""
+        raise NotImplementedError
 
     def forward(
         self, pyramid: Mapping[str, torch.Tensor], sizes: Extents
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [b, n] and deltas [b, n, 4]: level by level, row by row, anchors innermost."""
+        """Level by level, row by row, anchors innermost."""
         logits, deltas = [], []
         for name, x in pyramid.items():
-            extents = extents_at(sizes, 2 ** int(name[1:]))
-            for layer in self.convs:
-                x = layer(x, extents)
-            logits.append(self.logits(x).permute(0, 2, 3, 1).reshape(len(x), -1))
-            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+            scores, moves = self.maps(x, name, extents_at(sizes, 2 ** int(name[1:])))
+            logits.append(scores.permute(0, 2, 3, 1).reshape(len(x), -1))
+            deltas.append(moves.permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+
+
+class RPNHead(RPN):
+    """3x3 convolutions on every level, then 1x1 to a logit and four deltas an anchor."""
+
+    def __init__(self, channels: int, anchors: int, levels: Sequence[str], convs: int, norm: str):
+        """The 3x3 convolutions keep their bias under a norm too."""
+        super().__init__()
+        self.convs = level_tower(channels, levels, convs, norm, bias=True)
+        self.logits = conv(channels, anchors, 1)
+        self.deltas = conv(channels, 4 * anchors, 1)
+
+    def maps(
+        self, x: torch.Tensor, name: str, extents: Extents
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both from the same features."""
+        for layer in self.convs:
+            x = layer(x, name, extents)
+        return self.logits(x), self.deltas(x)
+
+
+class RetinaNetHead(RPN):
+    """3x3 convolutions for the class and others for the box, a 3x3 at the end of each."""
+
+    def __init__(self, channels: int, anchors: int, levels: Sequence[str], convs: int, norm: str):
+        super().__init__()
+        bias = norm == "none"
+        self.classify = level_tower(channels, levels, convs, norm, bias=bias)
+        self.refine = level_tower(channels, levels, convs, norm, bias=bias)
+        self.logits = conv(channels, anchors, 3)
+        self.deltas = conv(channels, 4 * anchors, 3)
+
+    def maps(
+        self, x: torch.Tensor, name: str, extents: Extents
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A tower each."""
+        scores = moves = x
+        for layer in self.classify:
+            scores = layer(scores, name, extents)
+        for layer in self.refine:
+            moves = layer(moves, name, extents)
+        return self.logits(scores, extents), self.deltas(moves, extents)
+
+
+RPNS = {"rpn": RPNHead, "retinanet": RetinaNetHead}
 
 
 def conv_tower(channels: int, dims: Sequence[int], norm: str) -> nn.Sequential:

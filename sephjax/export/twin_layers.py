@@ -184,12 +184,10 @@ class ConvNorm(nn.Module):
         norm: str,
         *,
         relu: bool = True,
-        bias: bool | None = None,
     ):
-        """`bias` None: the convolution has one if no norm follows."""
+        """The convolution has a bias if no norm follows."""
         super().__init__()
-        bias = norm == "none" if bias is None else bias
-        self.conv = conv(channels, features, kernel, bias=bias)
+        self.conv = conv(channels, features, kernel, bias=norm == "none")
         self.norm = make_norm(norm, features)
         self.relu = relu and not self.norm.activates
 

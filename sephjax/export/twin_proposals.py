@@ -52,7 +52,20 @@ def per_level(levels: Sequence[Level], rule: Mapping[str, Any]) -> dict[str, tor
     return {"boxes": torch.cat(kept_boxes), "scores": torch.cat(kept_scores)}
 
 
-RULES: dict[str, Callable[..., dict[str, torch.Tensor]]] = {"joint": joint, "per_level": per_level}
+def above(levels: Sequence[Level], rule: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Boxes of all levels over a probability, NMS over all of them (RetinaNet's detections)."""
+    boxes, scores = (torch.cat(part) for part in zip(*levels, strict=True))
+    high = torch.sigmoid(scores) > rule["test_score"]
+    boxes, scores = boxes[high], scores[high]
+    kept = ops.nms(boxes, scores, rule["test_nms"], inclusive=True)[: rule["test_post"]]
+    return {"boxes": boxes[kept], "scores": scores[kept]}
+
+
+RULES: dict[str, Callable[..., dict[str, torch.Tensor]]] = {
+    "joint": joint,
+    "per_level": per_level,
+    "retinanet": above,
+}
 
 
 def propose(
@@ -79,7 +92,7 @@ def propose(
     Returns:
         `boxes` [p, 4] and `scores` (logits) [p].
     """
-    if rule["name"] == "joint":
+    if rule["name"] in ("joint", "retinanet"):
         counts = [rule["test_pre"]] * len(logits)
     else:
         counts = quotas(rule["pre"], rule["shrink"], len(logits))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sephjax.nets import functional, layers
 from sephjax.nets.proposal import select
+from sephjax.nets.roi.cascade import Cascade, Run, heads_of
 from sephjax.nets.roi.pool import Pooler
 from sephjax.ops import masks as mask_ops
 from sephjax.ops import tiers
@@ -39,6 +40,7 @@ class Recipe:
     pre_nms: Callable[[int, bool], tuple[int, ...]]  # (levels, train) -> boxes ranked a level
     rpn_weights: tuple[float, float, float, float]
     roi_targets: Callable[..., Rois]
+    cascade: Cascade  # of one stage, unless the config has more
     pooler: Pooler
     roi_tiers: tuple[float, ...]
     mask_pool: int  # cells a side of a pooled mask ROI
@@ -50,7 +52,7 @@ class Recipe:
 
 
 class Detector(nnx.Module):
-    """Backbone, neck, RPN, box head and, if there is one, mask head."""
+    """Backbone, neck, RPN, box head (or a cascade of them) and, if there is one, mask head."""
 
     def __init__(self, networks: Mapping[str, Any], recipe: Recipe):
         self.backbone = networks["backbone"]
@@ -155,22 +157,28 @@ class Detector(nnx.Module):
         proposals = self.propose(outputs, levels, inside, batch.size, train=True)
         rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
         extent = self.extent(batch.image, batch.size)
-        pooled = self.recipe.pooler(pyramid, rois.boxes, rois.valid, side=7, extent=extent)
-        boxes = self._classify(pooled, rois.valid, train=True)
+        cascade, sides = self.recipe.cascade, batch.size.astype(jnp.float32)
+        run = self._heads(cascade.maps(pyramid), extent, train=True)
+        heads = heads_of(self.box_head)
+        (_, boxes), *later = cascade.train(heads, run, rois, batch.truth, keys, sides)
         mask_sum = (
             self._mask_sum(pyramid, rois, batch.truth, extent)
             if hasattr(self, "mask_head")
             else None
         )
-        return TrainOutputs(anchors, outputs, rpn_targets, rois, boxes, mask_sum)
+        return TrainOutputs(anchors, outputs, rpn_targets, rois, boxes, mask_sum, tuple(later))
 
-    def _classify(
-        self, pooled: Float[Array, "b n s s c"], valid: Bool[Array, "b n"], *, train: bool
-    ) -> BoxOutputs:
-        images, count = pooled.shape[:2]
-        flat = pooled.reshape(images * count, *pooled.shape[2:])
-        rows = self.box_head(flat, valid.reshape(-1), train=train)
-        return jax.tree.map(lambda leaf: leaf.reshape(images, count, *leaf.shape[1:]), rows)
+    def _heads(self, maps: Pyramid, extent: Int[Array, "b 2"], *, train: bool) -> Run:
+        """What a box head says of boxes, pooled from `maps`."""
+
+        def run(head, boxes, valid):
+            pooled = self.recipe.pooler(maps, boxes, valid, side=7, extent=extent)
+            images, count = valid.shape
+            flat = pooled.reshape(images * count, *pooled.shape[2:])
+            rows = head(flat, valid.reshape(-1), train=train)
+            return jax.tree.map(lambda leaf: leaf.reshape(images, count, *leaf.shape[1:]), rows)
+
+        return run
 
     def _mask_sum(
         self, pyramid: Pyramid, rois: Rois, truth: Truth, extent: Int[Array, "b 2"]
@@ -199,18 +207,23 @@ class Detector(nnx.Module):
         return total
 
     def candidates(self, batch: Batch) -> tuple[dict[str, Array], Proposals, BoxOutputs]:
-        """Pyramid, test-time proposals (valid ones first) and the box head's outputs of them."""
+        """Pyramid, test-time proposals (valid ones first) and the box head's outputs of them.
+
+        With a cascade: the boxes that its last stage reads, and what `Cascade.test` says of them.
+        """
         pyramid, extent = self.pyramid(batch), self.extent(batch.image, batch.size)
         outputs, levels, inside = self.score(batch, pyramid)
         proposals = self.propose(outputs, levels, inside, batch.size, train=False)
         proposals = jax.vmap(select.valid_first)(proposals)
 
-        def run(rows: Proposals) -> BoxOutputs:
-            pooled = self.recipe.pooler(pyramid, rows.boxes, rows.valid, side=7, extent=extent)
-            return self._classify(pooled, rows.valid, train=False)
+        sides, heads = batch.size.astype(jnp.float32), heads_of(self.box_head)
+
+        def run(rows: Proposals) -> tuple[Proposals, BoxOutputs]:
+            call = self._heads(pyramid, extent, train=False)
+            return self.recipe.cascade.test(heads, call, rows, sides)
 
         most = jnp.max(jnp.sum(proposals.valid, axis=1, dtype=jnp.int32))
-        return pyramid, proposals, tiers.by_tier(run, proposals, most, self.recipe.roi_tiers)
+        return pyramid, *tiers.by_tier(run, proposals, most, self.recipe.roi_tiers)
 
     def masks(
         self,

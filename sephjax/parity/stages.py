@@ -136,9 +136,7 @@ def _rpn(detector: Detector) -> list[Stage]:
     pyramid = _pyramid(detector)
 
     def conv(i, level, x, size):
-        norm = getattr(rpn, f"norm{i}_{level}" if rpn.norm_levels else f"norm{i}")
-        valid = _valid(detector, x, size, 2 ** int(level[1:]))
-        return layers.act(norm(getattr(rpn, f"conv{i}")(x, valid), valid), norm)
+        return rpn.layer(i, level, x, _valid(detector, x, size, 2 ** int(level[1:])))
 
     def anchors(image, *maps):
         shapes = tuple(x.shape[1:3] for x in maps)

@@ -4,7 +4,9 @@ COCO numbers its 80 categories from 1 to 90 with gaps. torchvision's published d
 class for each number, detectron2's one for each category.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,20 +61,32 @@ def rows_of(count: int, wanted: Categories) -> list[int] | None:
     return [NUMBERS[count].index(number) for number in wanted.ids]
 
 
+def count_of(tensors: Mapping[str, Any]) -> int | None:
+    """How many classes a detector's tensors are for; None without a box head."""
+    found = (value for path, value in tensors.items() if _layer(path) == "box_head/logits")
+    logits = next(found, None)
+    return None if logits is None else logits.shape[-1] - 1
+
+
+def _layer(path: str) -> str:
+    """The layer of a tensor, whatever the stage of a cascade."""
+    return re.sub(r"^box_head/stage\d+/", "box_head/", path.rpartition("/")[0])
+
+
 def depends(path: str, shape: Sequence[int], count: int) -> bool:
     """Does the last axis of this tensor of a model with `count` classes depend on their number?"""
-    layer = path.rpartition("/")[0]
+    layer = _layer(path)
     return layer in WIDTHS and shape[-1] == WIDTHS[layer](count)
 
 
 def width(path: str, count: int) -> int:
     """The last axis that this tensor of a predictor has for `count` classes."""
-    return WIDTHS[path.rpartition("/")[0]](count)
+    return WIDTHS[_layer(path)](count)
 
 
 def choose(path: str, array: np.ndarray, rows: Sequence[int], count: int) -> np.ndarray:
     """The entries of some of `count` classes (and background) on the last axis of a predictor."""
-    if path.startswith("box_head/logits/"):
+    if _layer(path) == "box_head/logits":
         return array[..., [*rows, count]]
     by_class = array.reshape(*array.shape[:-1], count, -1)
     return by_class[..., list(rows), :].reshape(*array.shape[:-1], -1)

@@ -6,7 +6,7 @@ import pathlib
 from sephjax.checkpoint import Checkpoints
 from sephjax.errors import UserError
 from sephjax.nets.backbone import resnet
-from sephjax.weights import table
+from sephjax.weights import classes, table
 from sephjax.weights.contents import Contents
 
 
@@ -36,7 +36,6 @@ def read(path: str) -> Contents:
         tensors = table.flatten(checkpoints.read_weights(found))
     finally:
         checkpoints.close()
-    logits = tensors.get("box_head/logits/bias")
     return Contents(
         f"{workdir}/checkpoints/{found}",
         tensors,
@@ -44,5 +43,5 @@ def read(path: str) -> Contents:
         layout=layout,
         eps=eps,
         whole=True,
-        classes=None if logits is None else len(logits) - 1,
+        classes=classes.count_of(tensors),
     )

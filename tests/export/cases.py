@@ -95,6 +95,51 @@ CASES = {
         "mask.enabled": False,
     },
 }
+RETINANET = {
+    "rpn.name": "retinanet",
+    "rpn.norm": "evonorm_s0",
+    "rpn.weights": (1.0, 1.0, 1.0, 1.0),
+    "rpn.proposals": {
+        "name": "retinanet",
+        "nms": 0.7,
+        "pre": 90,
+        "post": 30,
+        "shrink": 3,
+        "test_pre": 60,
+        "test_score": 0.3,
+        "test_nms": 0.5,
+        "test_post": 25,
+    },
+}
+CASCADE = {
+    "roi.class_agnostic": True,
+    "roi.cascade.ious": (0.5, 0.6, 0.7),
+    "roi.cascade.weights": (
+        (10.0, 10.0, 5.0, 5.0),
+        (20.0, 20.0, 10.0, 10.0),
+        (30.0, 30.0, 15.0, 15.0),
+    ),
+}
+CASES |= {
+    "slim-series-retinanet-boxes": SERIES
+    | RETINANET
+    | {"backbone.layout": "slim", "roi.head.fc_dims": FC_DIMS, "mask.enabled": False},
+    "torchvision-cascade": MODERN
+    | CASCADE
+    | {"roi.head.fc_dims": FC_DIMS, "roi.head.fc_norm": "gn"},
+    "series-cascade-separate_v2": SERIES
+    | CASCADE
+    | {
+        "rpn.norm": "gn",
+        "roi.head": {
+            "name": "separate_v2",
+            "fc_dims": FC_DIMS,
+            "conv_dims": (16,),
+            "norm": "evonorm_s0",
+        },
+        "mask.enabled": False,
+    },
+}
 HEADS = {  # with the keys that name a norm
     "fast_rcnn_conv_fc": (
         {"conv_dims": (16,), "fc_dims": FC_DIMS, "conv_norm": "", "fc_norm": ""},

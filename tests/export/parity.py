@@ -66,21 +66,28 @@ def settled(config, batch, seed=0):
 
     def spread(part, **outputs):
         for layer, (values, wanted) in outputs.items():
-            params[part][layer]["kernel"] *= np.float32(wanted / float(values.std()))
+            part[layer]["kernel"] *= np.float32(wanted / float(values.std()))
         export.load_twin(twin, params, frozen)
 
     with torch.no_grad():
         pyramid = twin.pyramid(torch.from_numpy(batch.image), size)
         logits, deltas = twin.score(pyramid, size)
-        spread("rpn", logits=(logits, 3.0), deltas=(deltas, 0.3))
+        spread(params["rpn"], logits=(logits, 3.0), deltas=(deltas, 0.3))
         proposals = twin.propose(pyramid, *twin.score(pyramid, size), size, canvas)
-        boxes, extents = [rows["boxes"] for rows in proposals], twin.extents(size, canvas)
-        logits, deltas = (torch.cat(part) for part in twin.classify(pyramid, boxes, extents))
-        spread("box_head", logits=(logits, 2.0), deltas=(deltas, 0.5))
+        extents = twin.extents(size, canvas)
+        for stage in range(len(twin.weights)):
+            head = params["box_head"]
+            boxes = [rows["boxes"] for rows in proposals]
+            logits, deltas = (
+                torch.cat(part) for part in twin.classify(pyramid, boxes, extents, stage)
+            )
+            spread(head.get(f"stage{stage}", head), logits=(logits, 2.0), deltas=(deltas, 0.5))
+            moves = twin.classify(pyramid, boxes, extents, stage)[1]
+            proposals = twin.moved(proposals, moves, size, stage)
         if config.mask.enabled:
             found = [{"boxes": rows, "labels": torch.arange(len(rows)) % CLASSES} for rows in boxes]
             masks = torch.logit(torch.cat(twin.masks(pyramid, found, extents)))
-            spread("mask_head", predictor=(masks[masks.isfinite()], 3.0))
+            spread(params["mask_head"], predictor=(masks[masks.isfinite()], 3.0))
     return twin, params, frozen
 
 

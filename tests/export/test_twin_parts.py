@@ -70,6 +70,29 @@ def test_neck_rpn_and_mask_head_with_every_norm(norm):
     assert parity.error(theirs, masks) < TOLERANCE
 
 
+@pytest.mark.parametrize("norm", cases.NORMS)
+def test_retinanets_head_with_every_norm(norm):
+    changes = {"rpn.name": "retinanet", "rpn.convs": 2, "rpn.norm": norm}
+    twin, model, params, frozen = parity.drawn(cases.config(changes))
+    pyramid = maps("p", (2, 3, 4, 5, 6), 16)
+    run = lambda *args: model.apply(*args, method="rpn.__call__")
+    expected = narrow.jit(run)(params, frozen, pyramid, SIZES)
+    with torch.no_grad():
+        logits, deltas = twin.rpn({name: nchw(x) for name, x in pyramid.items()}, SIZES.tolist())
+    assert parity.error(logits, expected.logits) < TOLERANCE
+    assert parity.error(deltas, expected.deltas) < TOLERANCE
+
+
+def test_without_proposals_a_twin_has_no_detections():
+    rule = cases.RETINANET["rpn.proposals"] | {"test_score": 1.0}
+    for name in ("slim-series-retinanet-boxes", "torchvision-cascade"):
+        changes = cases.CASES[name] | cases.RETINANET | {"rpn.proposals": rule}
+        twin, _, _, _ = parity.drawn(cases.config(changes))
+        out = twin(torch.zeros((2, *CANVAS, 3), dtype=torch.uint8), torch.from_numpy(SIZES))
+        assert [len(rows["boxes"]) for rows in out["proposals"]] == [0, 0]
+        assert [len(rows["boxes"]) for rows in out["detections"]] == [0, 0]
+
+
 def boxes_of(canvas):
     """Drawn boxes, then some at the edges, on the bounds between levels, and without area."""
     height, width = canvas

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sephjax import build
-from sephjax.train import optimizer, step
+from sephjax.train import step
 from tests import narrow
 
 NORMS = ["evonorm_s0", "gn", "frozen_bn"]
@@ -68,25 +68,11 @@ def test_a_picture_has_the_same_detections_alone_and_beside_a_larger_one(built, 
 
 
 def test_the_loss_is_finite_without_objects_and_every_tensor_gets_a_gradient(built):
-    batch = jax.tree.map(jnp.asarray, narrow.batch([PICTURE, (64, 96)], [0, 3]))
+    batch = narrow.batch([PICTURE, (64, 96)], [0, 3])
     losses = build.losses(built.config)
-
-    @narrow.jit
-    def run(params):
-        keys = jax.random.split(jax.random.key(1), 2)
-
-        def objective(params):
-            outputs = built.model.apply(params, built.frozen, batch, keys, method="training")
-            terms = losses(outputs, batch.size.astype(jnp.float32))
-            return terms["loss"], (terms, outputs.rois)
-
-        return jax.value_and_grad(objective, has_aux=True)(params)
-
-    (_, (terms, rois)), slopes = run(built.params)
+    terms, outputs, slopes = narrow.learn(losses, built.model, built.params, built.frozen, batch)
     assert all(np.isfinite(value) and value > 0 for value in terms.values()), terms
-    assert not np.any(rois.positive[0])
-    assert np.any(rois.positive[1])
-    names = optimizer.parameter_names(slopes)
-    slopes = dict(zip(names, jax.tree.leaves(slopes), strict=True))
+    assert not np.any(outputs.rois.positive[0])
+    assert np.any(outputs.rois.positive[1])
     assert [name for name, slope in slopes.items() if not np.all(np.isfinite(slope))] == []
     assert [name for name, slope in slopes.items() if not np.any(slope)] == []

@@ -14,7 +14,7 @@ LEVELS = ("p3", "p4")
 
 
 def head(**options):
-    return functional(lambda rngs: RPNHead(8, 3, rngs=rngs, **options))
+    return functional(lambda rngs: RPNHead(8, 3, levels=LEVELS, rngs=rngs, **options))
 
 
 def pyramid(shapes=((4, 6), (2, 3)), seed=0):
@@ -56,13 +56,13 @@ def test_outputs_are_float32_whatever_the_compute_type():
 
 
 def test_a_norm_of_its_own_for_each_level_leaves_the_convolution_shared():
-    params, _ = head(norm="evonorm_s0", norm_levels=LEVELS).abstract
+    params, _ = head(norm="evonorm_s0").abstract
     expected = [
         f"{name}/{kind}" for name in ("conv0", "deltas", "logits") for kind in ("bias", "kernel")
     ]
     expected += [f"norm0_{level}/{kind}" for level in LEVELS for kind in ("beta", "gamma", "v")]
     assert [path for path, _ in flat_paths(params)] == sorted(expected)
-    model = head(norm="evonorm_s0", norm_levels=LEVELS, init="xavier_uniform")
+    model = head(norm="evonorm_s0", init="xavier_uniform")
     params, frozen = reference.draw(model)
     before = model.apply(params, frozen, pyramid())
     params["norm0_p4"]["gamma"] = 2 * params["norm0_p4"]["gamma"]

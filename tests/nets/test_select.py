@@ -141,6 +141,29 @@ def test_the_logit_floor_keeps_the_best_of_each_level():
     np.testing.assert_array_equal(found.valid, expected)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_retinanets_selection_is_a_threshold_then_nms_over_all_levels(seed):
+    rows, score, count = levels(seed), 0.4, 9
+    parts = [reference_level(*row, PRE) for row in rows]
+    boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    high = 1 / (1 + np.exp(-scores)) > score
+    boxes, scores = boxes[high], scores[high]
+    kept = greedy_nms(boxes, scores, NMS, inclusive=True)
+    assert len(kept) > count  # the cap acts
+    ranked = select.rank_levels(
+        *zip(*rows, strict=True), jnp.float32(SIZE), counts=(PRE,) * len(rows), weights=WEIGHTS
+    )
+    for most in (count, 60):
+        found = select.above(ranked, score=score, nms=NMS, count=most)
+        there = kept[:most]
+        np.testing.assert_array_equal(found.valid, np.arange(len(found.valid)) < len(there))
+        np.testing.assert_allclose(found.scores[: len(there)], scores[there], rtol=1e-6)
+        np.testing.assert_allclose(found.boxes[: len(there)], boxes[there], atol=1e-4)
+    nothing = select.above(ranked, score=1.0, nms=NMS, count=count)
+    assert not np.any(nothing.valid)
+    assert np.all(np.isfinite(nothing.boxes))
+
+
 def test_no_usable_anchor_gives_no_proposal_and_finite_numbers():
     rows = [(*row[:3], jnp.zeros_like(row[3])) for row in levels(0)]
     for found in (run(rows), run(rows, "per_level", (7, 5, 3), exactly=True)):

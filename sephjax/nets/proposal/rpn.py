@@ -1,6 +1,6 @@
 """Region proposal network: objectness and box deltas of every anchor, arXiv 1506.01497."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,8 +10,57 @@ from sephjax.nets import layers, norms
 from sephjax.types import RpnOutputs
 
 
-class RPNHead(nnx.Module):
-    """3x3 convolutions shared by all levels, then a 1x1 for logits and one for deltas.
+class LevelTower(nnx.Module):
+    """3x3 convolutions `conv0`, ... shared by all levels; `norm0_p3`, ... are a level's own."""
+
+    def __init__(
+        self,
+        channels: int,
+        convs: int,
+        *,
+        levels: Sequence[str],
+        norm: str | norms.NormFactory,
+        bias: bool,
+        init: layers.Init,
+        rngs: nnx.Rngs,
+    ):
+        make = norms.norm_factory(norm)
+        self.convs = convs
+        for i in range(convs):
+            conv = layers.Conv(channels, channels, 3, bias=bias, init=init, rngs=rngs)
+            setattr(self, f"conv{i}", conv)
+            for level in levels:
+                setattr(self, f"norm{i}_{level}", make(channels, rngs=rngs))
+
+    def layer(
+        self,
+        i: int,
+        level: str,
+        x: Float[Array, "b h w c"],
+        valid: Bool[Array, "b h w"] | None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b h w c"]:
+        """Convolution `i` on a level, its norm, and ReLU unless the norm activates."""
+        norm = getattr(self, f"norm{i}_{level}")
+        return layers.act(norm(getattr(self, f"conv{i}")(x, valid), valid, train=train), norm)
+
+    def tower(
+        self,
+        level: str,
+        x: Float[Array, "b h w c"],
+        valid: Bool[Array, "b h w"] | None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b h w c"]:
+        """All of them on a level."""
+        for i in range(self.convs):
+            x = self.layer(i, level, x, valid, train=train)
+        return x
+
+
+class RPNHead(LevelTower):
+    """The convolutions, then a 1x1 for logits and one for deltas.
 
     The convolutions keep their bias under a norm too, as the series' sephv17.
     """
@@ -21,9 +70,9 @@ class RPNHead(nnx.Module):
         channels: int,
         anchors: int,
         *,
+        levels: Sequence[str],
         convs: int = 1,
         norm: str | norms.NormFactory = "none",
-        norm_levels: tuple[str, ...] = (),
         init: layers.Init = ("normal", 0.01),
         rngs: nnx.Rngs,
     ):
@@ -32,21 +81,13 @@ class RPNHead(nnx.Module):
         Args:
             channels: Width of the pyramid, kept throughout.
             anchors: Anchors to a cell.
+            levels: Names of the levels, each of which gets norms of its own.
             convs: Number of 3x3 convolutions.
             norm: After each of them, then ReLU unless the norm activates.
-            norm_levels: Levels that get a norm of their own (sephv17); empty: all share one.
             init: Of all kernels; detectron2, torchvision: normal(0.01); the series: xavier_uniform.
             rngs: Where the kernels are drawn from.
         """
-        make = norms.norm_factory(norm)
-        self.convs = convs
-        self.anchors = anchors
-        self.norm_levels = norm_levels
-        for i in range(convs):
-            conv = layers.Conv(channels, channels, 3, init=init, rngs=rngs)
-            setattr(self, f"conv{i}", conv)
-            for name in [f"norm{i}_{level}" for level in norm_levels] or [f"norm{i}"]:
-                setattr(self, name, make(channels, rngs=rngs))
+        super().__init__(channels, convs, levels=levels, norm=norm, bias=True, init=init, rngs=rngs)
         self.logits = layers.Conv(channels, anchors, 1, init=init, rngs=rngs)
         self.deltas = layers.Conv(channels, 4 * anchors, 1, init=init, rngs=rngs)
 
@@ -71,26 +112,16 @@ class RPNHead(nnx.Module):
             the anchors of a cell innermost. Anchors in the padding get numbers without meaning.
         """
         masks = layers.level_masks(pyramid, size, strides)
-        logits, deltas = [], []
-        for level, x in pyramid.items():
-            x = self._tower(x, masks[level], level, train=train)
-            batch = x.shape[0]
-            logits.append(self.logits(x).reshape(batch, -1))
-            deltas.append(self.deltas(x).reshape(batch, -1, 4))
-        return RpnOutputs(
-            jnp.concatenate(logits, axis=1).astype(jnp.float32),
-            jnp.concatenate(deltas, axis=1).astype(jnp.float32),
-        )
+        maps = [self.tower(level, x, masks[level], train=train) for level, x in pyramid.items()]
+        return by_anchor([self.logits(x) for x in maps], [self.deltas(x) for x in maps])
 
-    def _tower(
-        self,
-        x: Float[Array, "b h w c"],
-        valid: Bool[Array, "b h w"] | None,
-        level: str,
-        *,
-        train: bool,
-    ) -> Float[Array, "b h w c"]:
-        for i in range(self.convs):
-            norm = getattr(self, f"norm{i}_{level}" if self.norm_levels else f"norm{i}")
-            x = layers.act(norm(getattr(self, f"conv{i}")(x, valid), valid, train=train), norm)
-        return x
+
+def by_anchor(
+    logits: Sequence[Float[Array, "b _h _w _a"]], deltas: Sequence[Float[Array, "b _h _w _a4"]]
+) -> RpnOutputs:
+    """The maps of all levels as rows of anchors: levels as given, cells row-major."""
+    rows = lambda maps, *last: [x.reshape(x.shape[0], -1, *last) for x in maps]
+    return RpnOutputs(
+        jnp.concatenate(rows(logits), axis=1).astype(jnp.float32),
+        jnp.concatenate(rows(deltas, 4), axis=1).astype(jnp.float32),
+    )

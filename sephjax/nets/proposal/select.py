@@ -75,6 +75,24 @@ def per_level(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
+def above(levels: Sequence[Ranked], *, score: float, nms: float, count: int) -> Proposals:
+    """RetinaNet's own detections as proposals (the series' sephv9 at test time); one image.
+
+    Args:
+        levels: ranked boxes, fine to coarse.
+        score: a probability at or under it is none; there may be no proposal left.
+        nms: IoU at or above which the lower score goes, whatever the levels.
+        count: at most so many, best first.
+    """
+    boxes, scores, valid = (jnp.concatenate(part) for part in zip(*levels, strict=True))
+    valid &= jax.nn.sigmoid(scores) > score
+    count = min(count, boxes.shape[0])
+    kept, present = nms_ops.nms(
+        boxes, scores, valid, threshold=nms, max_output=count, inclusive=True
+    )
+    return Proposals(boxes[kept], scores[kept], present)
+
+
 def valid_first(proposals: Proposals) -> Proposals:
     """The same proposals of one image with the valid ones in front, order kept."""
     order = jnp.argsort(~proposals.valid, stable=True)

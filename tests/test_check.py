@@ -1,0 +1,34 @@
+"""check.py: what does not fit together in a config is one sentence."""
+
+import pytest
+
+from configs import cascade, sephv9
+from configs._chain import apply
+from sephjax import check
+from sephjax.errors import UserError
+
+
+@pytest.mark.parametrize("config", [cascade.get_config(), sephv9.get_config()])
+def test_the_rows_pass(config):
+    check.check(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"roi.cascade.ious": (0.5, 0.6)}, "roi.cascade.ious has 2 stages and .* 3; give both"),
+        ({"roi.cascade.ious": ()}, "roi.cascade.ious has 0 stages"),
+        ({"roi.class_agnostic": False}, "roi.class_agnostic is False, .*; set it to True"),
+        ({"roi.weights": (1.0, 1.0, 1.0, 1.0)}, r"roi.weights is \(1.0, .*; make them equal"),
+        ({"roi.matcher.high": 0.6}, r"starts with 0.5, but .* low and high \(0.5, 0.6\); use"),
+        ({"roi.cascade.append": -1}, "roi.cascade.append is -1; it must be 0 or more"),
+    ],
+)
+def test_a_cascade_that_does_not_fit_together_is_refused(change, told):
+    with pytest.raises(UserError, match=told):
+        check.check(apply(cascade.get_config(), change, "a test"))
+
+
+def test_an_unknown_proposal_generator_is_refused():
+    with pytest.raises(UserError, match=r"rpn.name is 'retina'; use 'rpn' or 'retinanet'"):
+        check.check(apply(sephv9.get_config(), {"rpn.name": "retina"}, "a test"))
