@@ -42,6 +42,7 @@ ROWS = {
             "anchors.rounded": True,
             "anchors.stride": "feature_floor",
             "rpn": {  # normalizer, beta and the numbers of proposals differ
+                "name": "rpn",
                 "convs": 1,
                 "norm": "none",
                 "matcher": {

@@ -101,28 +101,18 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
         init=inits["rpn"],
         rngs=rngs,
     )
-    predictors = box_head.Predictors(
-        classes, config.roi.class_agnostic, inits["logits"], inits["deltas"]
-    )
-    channels, stages = recipe.roi_channels(config), len(config.roi.cascade.ious)
-    head = functools.partial(
-        bind(BOX_HEADS, config.roi.head, "roi.head"),
-        (7, 7, channels),
-        predictors,
-        init=inits["box_head"],
-    )
     networks: dict[str, nnx.Module | None] = {
         "backbone": backbone,
         "fpn_before": before and before(inputs, init=inits["fpn"], rngs=rngs),
         "fpn": fpn,
         "fpn_after": after and after(neck.channels, init=inits["fpn"], rngs=rngs),
         "rpn": rpn,
-        "box_head": CascadeHeads(head, stages, rngs=rngs) if stages else head(rngs=rngs),
+        "box_head": _box_head(config, classes, inits, rngs),
         "mask_head": None,
     }
     if config.mask.enabled:
         networks["mask_head"] = MaskHead(
-            channels,
+            recipe.roi_channels(config),
             classes,
             convs=config.mask.convs,
             dim=config.mask.dim,
@@ -133,6 +123,17 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
             rngs=rngs,
         )
     return networks
+
+
+def _box_head(config: ConfigDict, classes: int, inits: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """The box head, or a cascade of them."""
+    roi = config.roi
+    predictors = box_head.Predictors(classes, roi.class_agnostic, inits["logits"], inits["deltas"])
+    pooled = (7, 7, recipe.roi_channels(config))
+    one = bind(BOX_HEADS, roi.head, "roi.head")
+    head = functools.partial(one, pooled, predictors, init=inits["box_head"])
+    stages = len(roi.cascade.ious)
+    return CascadeHeads(head, stages, rngs=rngs) if stages else head(rngs=rngs)
 
 
 def losses(config: ConfigDict) -> Callable[..., dict[str, Any]]:

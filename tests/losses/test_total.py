@@ -1,5 +1,7 @@
 """The terms of the loss and their sum."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,6 +68,25 @@ def test_every_term_is_scaled_and_the_loss_is_their_sum():
     }
     expected["loss"] = sum(expected.values())
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_stage_of_a_cascade_has_terms_of_its_own():
+    first = outputs(2, jnp.float32(1.4))
+    cascaded = dataclasses.replace(first, later=((outputs(1, None).rois, first.boxes),))
+    later = ((20.0, 20.0, 10.0, 10.0),)
+    size = jnp.float32([[100, 100]])
+    found = total.total_loss(cascaded, size, rpn=RPN, roi=ROI, scales=SCALES, later=later)
+    expected = {
+        "loss/rpn_cls": np.log(2),
+        "loss/rpn_box": 2 * 0.1 / 2,
+        "loss/roi_cls_stage0": 3 * np.log(2),
+        "loss/roi_box_stage0": 4 * 2 * 2.0 / 3,
+        "loss/roi_cls_stage1": 3 * np.log(2),
+        "loss/roi_box_stage1": 4 * 1 * 4.0 / 3,  # one positive, twice the weight
+        "loss/mask": 5 * 1.4 / 2,  # of the first stage's two positives
+    }
+    expected["loss"] = sum(expected.values())
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected)
 
 
 def test_without_a_mask_head_there_is_no_mask_term():
