@@ -79,7 +79,7 @@ def verdict(question: Question, low: float, high: float) -> str:
 def table(runs: Runs) -> str:
     """A line a question."""
     lines = [
-        "| question | arms | runs | AP, mean ± s.d. | difference, 95 % interval | the log | verdict |",
+        "| question | arms | runs | AP, mean ± s.d. | difference, 95 % | the log | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     for question in QUESTIONS:

@@ -85,6 +85,20 @@ ROWS = {
             }
         },
     ),
+    "cascade": Row(
+        "",
+        "three stages at rising IoU for one?",
+        {
+            "roi.class_agnostic": True,
+            "roi.cascade.ious": (0.5, 0.6, 0.7),
+            "roi.cascade.weights": (
+                (10.0, 10.0, 5.0, 5.0),
+                (20.0, 20.0, 10.0, 10.0),
+                (30.0, 30.0, 15.0, 15.0),
+            ),
+            "roi.cascade.append": 2,  # 8 of 128 ROIs in the series
+        },
+    ),
     "masks": Row("", "the parent of `masks_bn`: with a mask head", MASKS),
     "masks_bn": Row(
         "masks",
