@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
         {
             "format": "none",  # none (random) | torchvision | timm | detectron2 | keras | slim | sephjax
             "path": "",  # file of a backbone's or a whole detector's weights; sephjax: a workdir
+            "backbone_only": False,  # of a detector's file; the rest is drawn
         }
     )
     config.predict = ConfigDict(

@@ -1,7 +1,8 @@
-"""The series in small: its questions on drawn shapes, from random weights (docs/RESULTS.md, the study).
+"""The series in small: its questions on drawn shapes (docs/RESULTS.md, the study).
 
-The base is `sephv14:r128` divided by four: pictures of 128x192 instead of 512..640, anchors 16..128, 32 ROIs, a narrow
-ResNet-18. Each row flips one thing that the log drew a conclusion from.
+The base is `sephv14:r128` divided by four: pictures of 160x160 (one canvas) instead of 512..640, anchors 16..128, 32 ROIs, a narrow
+ResNet-18. Where the series starts from an ImageNet backbone, all rows start from that of `pretrain`, a plain
+detector of the same shapes without norms in its heads. Each row flips one thing that the log drew a conclusion from.
 """
 
 from ml_collections import ConfigDict
@@ -10,14 +11,16 @@ from configs import sephv14
 from configs._chain import Row, resolve
 
 SIDES = {
-    "short_sides": (128,),
-    "long_side": 192,
+    "short_sides": (160,),
+    "long_side": 160,
     "aspects": (),
     "annotations": "",
     "images": "",
     "limit": 0,
 }
 SMALL = {
+    "init.format": "sephjax",  # init.path: the workdir of `pretrain`
+    "init.backbone_only": True,
     "data.source": "shapes",
     "data.train": {"split": "train", **SIDES},
     "data.eval": {"split": "validation", **SIDES},
@@ -25,8 +28,8 @@ SMALL = {
         "set": "hard",
         "train_images": 16_384,
         "eval_images": 256,
-        "height": 128,
-        "width": 192,
+        "height": 160,
+        "width": 160,
         "max_objects": 8,
     },
     "data.max_objects": 8,
@@ -57,6 +60,18 @@ SMALL = {
 MASKS = {"mask.enabled": True, "mask.norm": "evonorm_s0", "mask.deconv_norm": "evonorm_s0"}
 ROWS = {
     "": Row(None, "the parent of all rows of the study", SMALL),
+    "pretrain": Row(
+        "",
+        "the backbone that all other rows start from",
+        {
+            "init.format": "none",
+            "init.backbone_only": False,
+            "roi.head": {"name": "fast_rcnn_conv_fc", "fc_dims": (128, 128)},
+            "optimizer.lr": 0.04,
+            "optimizer.clip": 10.0,
+            "train.steps": 5_000,
+        },
+    ),
     "bn": Row("", "EvoNorm or batch norm in the box head?", {"roi.head.norm": "bn"}),
     "gn": Row("", "EvoNorm or group norm in the box head?", {"roi.head.norm": "gn"}),
     "step": Row(

@@ -32,6 +32,9 @@ def weights(
         raise UserError("init.path is empty; set it to the weights file, or init.format to 'none'.")
     # First, since the file may not do and drawing takes long.
     found = read(config, config.init.format, config.init.path)
+    if config.init.backbone_only:
+        paths = [path for part in model.abstract for path in table.flatten(part)]
+        found = contents.backbone_of(found, paths)
     return fill(config, model, key, workdir, categories, found)
 
 

@@ -235,6 +235,19 @@ def test_training_starts_from_it(run, tmp_path):
     assert (tmp_path / "weights.txt").read_text().endswith("0 unused, 0 missing\n")
 
 
+def test_training_starts_from_its_backbone_alone(run, tmp_path, capsys):
+    config = tiny_config(init__format="sephjax", init__path=str(run), init__backbone_only=True)
+    config.fpn.channels = 32  # the rest of the file would not fit
+    model, names = build.model(config, 3), Categories((1, 2, 3), ("a", "b", "c"))
+    params, frozen = initial.weights(config, model, jax.random.key(0), tmp_path, names)
+    theirs = draw(build.model(tiny_config(), 3))
+    for ours, drawn in zip((params, frozen), theirs, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours.get("backbone"), drawn.get("backbone"))
+    own, _ = jax.jit(model.init)(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params["fpn"], own["fpn"])
+    assert "its backbone alone: " in (tmp_path / "weights.txt").read_text()
+
+
 def test_another_class_count_draws_the_predictors_and_says_so(run, tmp_path, capsys):
     coco = DrawnCoco(tmp_path / "coco", 1)
     coco.content["categories"].append({"id": 9, "name": "star"})

@@ -64,6 +64,22 @@ class Contents:
         return len(names) == len(paths) and all(name in self.tensors for name in names)
 
 
+def backbone_of(contents: Contents, ours: Sequence[str]) -> Contents:
+    """The backbone of a detector's file alone; the rest counts as no part of it.
+
+    Args:
+        contents: What a reader found.
+        ours: Paths of the model.
+    """
+    paths = [path for path in ours if path.startswith("backbone/")]
+    names = {name for path in paths for name, _ in table.translations(contents.rules, path)}
+    tensors = {name: value for name, value in contents.tensors.items() if name in names}
+    note = f"its backbone alone: {len(contents.tensors) - len(tensors)} other tensors are left out"
+    return dataclasses.replace(
+        contents, tensors=tensors, whole=False, classes=None, notes=(*contents.notes, note)
+    )
+
+
 def check_backbone(contents: Contents, layout: str, depth: int) -> None:
     """Compares layout and depth with what the config asks for.
 

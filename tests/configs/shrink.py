@@ -11,6 +11,8 @@ PROPOSALS = {  # of each kind of `rpn.proposals`, where the row has the key
     "train_pre": 100, "train_post": 40, "test_pre": 100, "test_post": 20, "pre": 200, "post": 40,
 }  # fmt: skip
 VALUES = {
+    "init.format": "none",
+    "init.backbone_only": False,
     "backbone.depth": 18,
     "backbone.width": 8,
     "fpn.channels": 32,
