@@ -1,6 +1,6 @@
 """The series in small: its questions on drawn shapes (docs/RESULTS.md, the study).
 
-The base is `sephv14:r128` divided by four: pictures of 160x160 (one canvas) instead of 512..640, anchors 16..128, 32 ROIs, a narrow
+The base is `sephv14:r128` divided by four: pictures of 128x128 (one canvas) instead of 512..640, anchors 16..128, 32 ROIs, a narrow
 ResNet-18. Where the series starts from an ImageNet backbone, all rows start from that of `pretrain`, a plain
 detector of the same shapes without norms in its heads. Each row flips one thing that the log drew a conclusion from.
 """
@@ -11,8 +11,8 @@ from configs import sephv14
 from configs._chain import Row, resolve
 
 SIDES = {
-    "short_sides": (160,),
-    "long_side": 160,
+    "short_sides": (128,),
+    "long_side": 128,
     "aspects": (),
     "annotations": "",
     "images": "",
@@ -28,8 +28,8 @@ SMALL = {
         "set": "hard",
         "train_images": 16_384,
         "eval_images": 256,
-        "height": 160,
-        "width": 160,
+        "height": 128,
+        "width": 128,
         "max_objects": 8,
     },
     "data.max_objects": 8,
