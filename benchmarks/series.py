@@ -14,7 +14,7 @@ PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "RESULTS.md"
 BEGIN, END = "<!-- series: begin -->", "<!-- series: end -->"
 FAMILIES = (
     "cascade", "fpn3", "sephv11", "sephv12", "sephv13", "sephv14", "sephv15", "sephv16", "sephv17",
-    "sephv18", "sephv22", "sephv9",
+    "sephv18", "sephv21", "sephv22", "sephv3", "sephv9",
 )  # fmt: skip
 BUILDS = "builds; full COCO: not run"
 STATUS = {"sephv14": "trains (20 steps at full size, above); full COCO: not run"}

@@ -158,6 +158,7 @@ def rpn() -> ConfigDict:
     return ConfigDict(
         {
             "name": "rpn",  # rpn | retinanet (towers of their own for class and box, 3x3 predictors)
+            "levels": (),  # of the pyramid, one of anchors.sizes each; empty: all
             "convs": 1,  # of each tower
             "norm": "none",  # replaces the ReLU when it is evonorm_s0, one a level
             "matcher": {  # max_iou | atss | atss_v1
@@ -211,7 +212,17 @@ def roi() -> ConfigDict:
             },
             "samples": 512,  # ROIs an image
             "positive_fraction": 0.25,
-            "sampler": {"balance_positives": False, "balance_negatives": False, "fill": "none"},
+            # IoU up to which a positive of the matcher is sampled with the negatives and background
+            # to the class loss, while the box loss takes it; 0: off
+            "positive_iou": 0.0,
+            "sampler": {
+                "balance_positives": False,
+                "balance_negatives": False,  # over the IoU, from -0.2 to 0.5
+                "fill": "none",  # none | repeat (always exactly `samples`)
+                "positive_groups": "truth",  # truth | iou (from 0.5 to 1): what they are balanced over
+                "positive_bins": 5,  # of the positives' IoU
+                "bins": 8,  # of the negatives' IoU
+            },
             "head": {  # fast_rcnn_conv_fc | separate | separate_v2
                 "name": "fast_rcnn_conv_fc",
                 "conv_dims": (),
@@ -230,8 +241,12 @@ def roi() -> ConfigDict:
             },
             "class_weight": "none",  # none | quadratic (min(100 (IoU - 0.5)^2, 1)) | linear (4 |IoU - 0.5|)
             "class_loss_scale": 1.0,
-            "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou | diou | ciou
+            # smooth_l1 | giou | diou | ciou | weighted_giou (times the ROI's IoU where that is <= 0.5)
+            "box_loss": {"name": "smooth_l1", "beta": 0.0},
             "box_loss_scale": 1.0,
+            # One more output, the IoU of a box: none | v0 (of the ROI) | v1 (of the predicted box;
+            # negative_weight=0.3); its loss has weight 1, its use is `test.iou_score`.
+            "iou_branch": {"name": "none"},
             # Shares of the test proposals: the head runs on the smallest that holds the valid ones
             # of the fullest image, or on all.
             "tiers": (0.125, 0.25, 0.5),
@@ -268,6 +283,7 @@ def test() -> ConfigDict:
             "detections": 100,  # an image
             "candidates": 1_000,  # best (box, class) pairs that enter NMS
             "one_class_per_box": False,  # keep only the best foreground class of a proposal (the series)
+            "iou_score": "none",  # none | product (p * IoU) | order (ranked by IoU, reported p); of roi.iou_branch
         }
     )
 

@@ -67,7 +67,7 @@ ROI = {
         "min_iou": 0.0625,
     },
     "roi.samples": 128,
-    "roi.sampler": {"balance_positives": False, "balance_negatives": False, "fill": "repeat"},  # 7
+    "roi.sampler.fill": "repeat",  # 7
     "roi.head": {
         "name": "fast_rcnn_conv_fc",
         "conv_dims": (),

@@ -15,6 +15,7 @@ from configs._chain import plain
 from sephjax import predict, recipe
 from sephjax.choices import bind, choose
 from sephjax.losses import elementwise, total
+from sephjax.losses import roi as roi_losses
 from sephjax.nets import norms
 from sephjax.nets.backbone import resnet
 from sephjax.nets.detector import Detector
@@ -95,7 +96,7 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
     rpn = choose(RPNS, config.rpn.name, "rpn.name")(
         neck.channels,
         len(config.anchors.ratios),
-        levels=recipe.levels_of(config),
+        levels=recipe.rpn_levels_of(config),
         convs=config.rpn.convs,
         norm=config.rpn.norm,
         init=inits["rpn"],
@@ -128,7 +129,13 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
 def _box_head(config: ConfigDict, classes: int, inits: Any, rngs: nnx.Rngs) -> nnx.Module:
     """The box head, or a cascade of them."""
     roi = config.roi
-    predictors = box_head.Predictors(classes, roi.class_agnostic, inits["logits"], inits["deltas"])
+    predictors = box_head.Predictors(
+        classes,
+        roi.class_agnostic,
+        inits["logits"],
+        inits["deltas"],
+        iou=roi.iou_branch.name != "none",
+    )
     pooled = (7, 7, recipe.roi_channels(config))
     one = bind(BOX_HEADS, roi.head, "roi.head")
     head = functools.partial(one, pooled, predictors, init=inits["box_head"])
@@ -139,8 +146,8 @@ def _box_head(config: ConfigDict, classes: int, inits: Any, rngs: nnx.Rngs) -> n
 def losses(config: ConfigDict) -> Callable[..., dict[str, Any]]:
     """(outputs, size) -> `loss` and its terms."""
     rpn, roi = config.rpn, config.roi
-    for key, choice in (("rpn.box_loss", rpn.box_loss), ("roi.box_loss", roi.box_loss)):
-        choose({"smooth_l1": None, **elementwise.OVERLAP}, choice.name, f"{key}.name")
+    choose({"smooth_l1": None, **elementwise.OVERLAP}, rpn.box_loss.name, "rpn.box_loss.name")
+    choose({"smooth_l1": None, **roi_losses.OVERLAP}, roi.box_loss.name, "roi.box_loss.name")
     choose({"sigmoid": None, "focal": None}, rpn.class_loss.name, "rpn.class_loss.name")
     choose({"none": None, "quadratic": None, "linear": None}, roi.class_weight, "roi.class_weight")
     return functools.partial(
@@ -156,6 +163,8 @@ def losses(config: ConfigDict) -> Callable[..., dict[str, Any]]:
             "box_loss": plain(roi.box_loss),
             "weights": tuple(roi.weights),
             "class_weighting": roi.class_weight,
+            "positive_iou": roi.positive_iou,
+            "iou_loss": _iou_loss(roi.iou_branch),
         },
         later=recipe.stage_weights(config)[1:],
         scales={
@@ -163,9 +172,18 @@ def losses(config: ConfigDict) -> Callable[..., dict[str, Any]]:
             "rpn_box": rpn.box_loss_scale,
             "roi_cls": roi.class_loss_scale,
             "roi_box": roi.box_loss_scale,
+            "roi_iou": 1.0,
             "mask": config.mask.loss_scale,
         },
     )
+
+
+def _iou_loss(branch: ConfigDict) -> Callable[..., Any] | None:
+    """The loss of the IoU branch, or None without a branch."""
+    choose({"none": None, **roi_losses.IOU_LOSSES}, branch.name, "roi.iou_branch.name")
+    if branch.name == "none":
+        return None
+    return bind(roi_losses.IOU_LOSSES, branch, "roi.iou_branch")
 
 
 def classify(config: ConfigDict) -> Callable[..., Any]:

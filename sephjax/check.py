@@ -22,6 +22,9 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "fpn.after": ("none", "fusion", "balance"),
     "rpn.name": ("rpn", "retinanet"),
     "rpn.norm": _NORMS,
+    "roi.sampler.fill": ("none", "repeat"),
+    "roi.sampler.positive_groups": ("truth", "iou"),
+    "test.iou_score": ("none", "product", "order"),
     "rpn.normalizer": ("images_times_samples", "sampled", "positives"),
     "mask.norm": _NORMS,
     "mask.deconv_norm": _NORMS,
@@ -30,12 +33,12 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 _POSITIVE = (
     "train.steps", "train.batch", "train.log_every", "eval.batch", "checkpoint.keep",
-    "rpn.sample_group", "roi.samples", "data.max_objects", "data.size_multiple",
+    "rpn.sample_group", "roi.samples", "roi.sampler.bins", "roi.sampler.positive_bins", "data.max_objects", "data.size_multiple",
     "test.detections", "test.candidates",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",
-    "rpn.samples", "roi.cascade.append", "optimizer.lr", "schedule.warmup_steps",
+    "rpn.samples", "roi.cascade.append", "roi.positive_iou", "optimizer.lr", "schedule.warmup_steps",
     "parity.tolerance",
 )  # fmt: skip
 
@@ -61,6 +64,11 @@ def check(config: ConfigDict) -> None:
         )
     _check_rpn(config)
     _check_cascade(config)
+    if config.test.iou_score != "none" and config.roi.iou_branch.name == "none":
+        raise UserError(
+            f"test.iou_score is {config.test.iou_score!r}, but roi.iou_branch.name is 'none'; "
+            "choose 'v0' or 'v1' for it, or leave test.iou_score at 'none'."
+        )
     group = min(config.rpn.sample_group, config.train.batch)
     if config.train.batch % group:
         raise UserError(

@@ -1,5 +1,7 @@
 """From the box head's raw outputs to detections, on fixed shapes; one image at a time."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -23,11 +25,13 @@ def detections(  # noqa: PLR0913, the keys of config.test
     detections: int,
     candidates: int,
     one_class_per_box: bool,
+    iou_score: Literal["none", "product", "order"] = "none",
 ) -> Detections:
     """Scores, thresholds, decodes and suppresses by class; one image.
 
     Args:
-        outputs: logits [n, k+1] (background last), deltas [n, k or 1, 4].
+        outputs: logits [n, k+1] (background last), deltas [n, k or 1, 4], with an IoU branch its
+            logits [n].
         proposals: [n].
         size: valid height and width; boxes are clipped to it.
         weights: of the deltas.
@@ -37,24 +41,34 @@ def detections(  # noqa: PLR0913, the keys of config.test
         detections: rows of the result, best first.
         candidates: best (box, class) pairs that enter NMS; what lies beyond is never detected.
         one_class_per_box: keep only the best foreground class of a proposal.
+        iou_score: what the IoU branch is for (EXPERIMENTS 5.4). "none": nothing. "product": every
+            probability is multiplied by sigmoid(IoU logit), first of all. "order": boxes are
+            ranked by sigmoid(IoU logit), in NMS and in the result, which is then best first by it;
+            threshold, class and reported score go by the probability.
 
     No valid proposal gives no valid detection.
     """
     classes = outputs.logits.shape[-1] - 1
     scores = jax.nn.softmax(outputs.logits, axis=-1)[:, :classes]
+    rank = scores
+    if iou_score == "product":
+        rank = scores = scores * jax.nn.sigmoid(outputs.iou)[:, None]
+    if iou_score == "order":
+        rank = jnp.broadcast_to(jax.nn.sigmoid(outputs.iou)[:, None], scores.shape)
     usable = proposals.valid[:, None] & (scores > score_threshold)
     if one_class_per_box:
         usable &= jax.nn.one_hot(jnp.argmax(scores, axis=-1), classes, dtype=bool)
-    ranked = jnp.where(usable, scores, -1.0).reshape(-1)
+    ranked = jnp.where(usable, rank, -1.0).reshape(-1)
     best, order = jax.lax.top_k(ranked, min(candidates, ranked.shape[0]))
     row, label = order // classes, (order % classes).astype(jnp.int32)
     column = jnp.zeros_like(label) if outputs.deltas.shape[1] == 1 else label
     boxes = box_ops.decode(proposals.boxes[row], outputs.deltas[row, column], weights=weights)
     boxes = box_ops.clip(boxes, size)
-    alive = (best > score_threshold) & box_ops.nonempty(boxes)
+    alive = (best >= 0.0) & box_ops.nonempty(boxes)
     rows = min(detections, best.shape[0])
     kept, valid = nms_ops.nms(
         boxes, best, alive, threshold=nms, max_output=rows, classes=label, inclusive=nms_inclusive
     )
     blank = lambda leaf: jnp.where(valid[:, None] if leaf.ndim == 2 else valid, leaf[kept], 0)
-    return Detections(blank(boxes), blank(best), blank(label), valid, None)
+    score = scores.reshape(-1)[order]
+    return Detections(blank(boxes), blank(score), blank(label), valid, None)

@@ -30,13 +30,15 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def recipe(config: ConfigDict, classes: int) -> Recipe:
     """What the detector of a config does between its networks."""
     roi, mask = config.roi, config.mask
-    most = roi.samples if roi.sampler.fill == "repeat" else int(roi.samples * roi.positive_fraction)
+    few = roi.sampler.fill == "none" and not roi.positive_iou  # positives keep to their share
+    most = int(roi.samples * roi.positive_fraction) if few else roi.samples
     dtype = choose(DTYPES, config.compute_dtype, "compute_dtype")
     return Recipe(
         normalize=functools.partial(
             resnet.normalize_image, layout=config.backbone.layout, dtype=dtype
         ),
         anchors=anchors_of(config),
+        rpn_levels=rpn_levels_of(config),
         rpn_targets=rpn_targets_of(config),
         propose=functools.partial(_propose, plain(config.rpn.proposals)),
         pre_nms=functools.partial(_pre_nms, plain(config.rpn.proposals)),
@@ -52,6 +54,7 @@ def recipe(config: ConfigDict, classes: int) -> Recipe:
             ),
             append=roi.append_truth,
             classes=classes,
+            positive_iou=roi.positive_iou,
         ),
         cascade=cascade_of(config, classes),
         pooler=pooler_of(config),
@@ -70,9 +73,20 @@ def levels_of(config: ConfigDict) -> tuple[str, ...]:
     return (*(f"p{name[1:]}" for name in config.fpn.inputs), "p6")
 
 
+def rpn_levels_of(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the levels with anchors, fine to coarse: `rpn.levels`, or all if it is empty."""
+    levels = levels_of(config)
+    chosen = tuple(config.rpn.levels) or levels
+    if chosen != tuple(name for name in levels if name in chosen):
+        raise UserError(
+            f"rpn.levels is {', '.join(chosen)}; name levels of {', '.join(levels)} in that order."
+        )
+    return chosen
+
+
 def anchors_of(config: ConfigDict) -> Callable[..., tuple[Any, ...]]:
-    """(canvas, shapes of the maps) -> anchors of every level."""
-    values, levels = config.anchors, levels_of(config)
+    """(canvas, shapes of the maps with anchors) -> anchors of every level."""
+    values, levels = config.anchors, rpn_levels_of(config)
     if len(values.sizes) != len(levels):
         raise UserError(
             f"anchors.sizes has {len(values.sizes)} sizes for the {len(levels)} levels "

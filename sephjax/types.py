@@ -85,14 +85,14 @@ class RpnTargets:
 
 @pytree
 class Rois:
-    """ROIs sampled for training, positives first."""
+    """ROIs sampled for training; first those that were sampled as positives (`roi.positive_iou`)."""
 
     boxes: Array  # float32 [b, r, 4]
     labels: Array  # int32 [b, r], k for background
     matched: Array  # int32 [b, r], index of the ground truth; meaningful where positive
     targets: Array  # float32 [b, r, 4], the matched ground-truth box; meaningful where positive
     iou: Array  # float32 [b, r], IoU with the best ground truth
-    positive: Array  # bool [b, r], foreground by the matcher
+    positive: Array  # bool [b, r], foreground by the matcher, however it was sampled
     valid: Array  # bool [b, r]
 
 
@@ -102,6 +102,7 @@ class BoxOutputs:
 
     logits: Array  # float32 [..., k + 1], background last
     deltas: Array  # float32 [..., k, 4], or [..., 1, 4] when class-agnostic
+    iou: Array | None = None  # float32 [...], logit of the box's IoU; None without the IoU branch
 
 
 @pytree

@@ -97,6 +97,7 @@ def _predictors(logits: table.Transform, deltas: table.Transform) -> Rules:
     return [
         *_layer("box_head/logits", "box_head.logits", logits),
         *_layer("box_head/deltas", "box_head.deltas", deltas),
+        *_layer("box_head/iou", "box_head.iou", deltas),  # of the IoU branch
     ]
 
 
@@ -124,6 +125,7 @@ def _separate_v2(options: Mapping[str, Any]) -> Rules:
     return [
         *_fc_tower("box_head/classify", "box_head.classify", fcs),
         *_conv_tower("box_head/refine", "box_head.refine"),
+        *_conv_tower("box_head/overlap", "box_head.overlap"),
         *_predictors(table.LINEAR, POOLED),
     ]
 

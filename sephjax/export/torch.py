@@ -40,6 +40,7 @@ MEANING = (
     "fpn.",
     "anchors.",
     "rpn.name",
+    "rpn.levels",
     "rpn.convs",
     "rpn.norm",
     "rpn.weights",

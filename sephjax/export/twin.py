@@ -40,13 +40,16 @@ class Twin(nn.Module):
         self.backbone = ResNet(back.depth, back.layout, back.norm, back.norm_eps, back.width)
         inputs = {name: self.backbone.channels[name] for name in neck.inputs}
         self.fpn = FPN(inputs, neck.channels, neck.norm, neck.lateral_norm, neck.extra)
-        levels = (*(f"p{name[1:]}" for name in neck.inputs), "p6")
+        levels = plain(rpn.levels) or (*(f"p{name[1:]}" for name in neck.inputs), "p6")
         make, anchors = RPNS[rpn.name], len(config.anchors.ratios)
         self.rpn = make(neck.channels, anchors, levels, rpn.convs, rpn.norm)
         options = plain(roi.head)
         head = BOX_HEADS[options.pop("name")]
         self.weights = plain(roi.cascade.weights) or (tuple(roi.weights),)  # of each stage
         heads = [head(neck.channels, classes, roi.class_agnostic, **options) for _ in self.weights]
+        if roi.iou_branch.name != "none":
+            for one in heads:
+                one.add_iou()
         self.box_head = nn.ModuleList(heads) if roi.cascade.weights else heads[0]
         self.mask_head = None
         if mask.enabled:
@@ -65,9 +68,9 @@ class Twin(nn.Module):
         Returns:
             `pyramid`: {level: [b, c, h, w]}; `rpn_logits` [b, n], `rpn_deltas` [b, n, 4];
             `proposals`: a list with `boxes` [p, 4] and `scores` [p] of each picture; `box_logits`
-            and `box_deltas`: lists of [p, k + 1] and [p, k, 4] (of a cascade, these three are what
-            `cascade` gives); `detections`: a list with `boxes`
-            [d, 4], `scores` [d], `labels` [d] and, with a mask head, `masks` [d, s, s]
+            and `box_deltas`: lists of [p, k + 1] and [p, k, 4], with an IoU branch `box_iou`: a list
+            of logits [p] (of a cascade, these are what `cascade` gives); `detections`: a list with
+            `boxes` [d, 4], `scores` [d], `labels` [d] and, with a mask head, `masks` [d, s, s]
             (probabilities in the frame of the box), best first.
         """
         canvas = images.shape[1:3]
@@ -75,23 +78,25 @@ class Twin(nn.Module):
         rpn_logits, rpn_deltas = self.score(pyramid, size)
         proposals = self.propose(pyramid, rpn_logits, rpn_deltas, size, canvas)
         extents = self.extents(size, canvas)
-        proposals, box_logits, box_deltas = self.cascade(pyramid, proposals, extents, size)
+        proposals, logits, deltas, iou = self.cascade(pyramid, proposals, extents, size)
         boxes = [rows["boxes"] for rows in proposals]
-        detections = self.detect(box_logits, box_deltas, boxes, size)
+        detections = self.detect(logits, deltas, iou, boxes, size)
         if self.mask_head is not None:
             masks = self.masks(pyramid, detections, extents)
             detections = [
                 rows | {"masks": part} for rows, part in zip(detections, masks, strict=True)
             ]
-        return {
+        found = {
             "pyramid": pyramid,
             "rpn_logits": rpn_logits,
             "rpn_deltas": rpn_deltas,
             "proposals": proposals,
-            "box_logits": box_logits,
-            "box_deltas": box_deltas,
+            "box_logits": logits,
+            "box_deltas": deltas,
             "detections": detections,
         }
+        branch = self.config.roi.iou_branch.name != "none"
+        return found | {"box_iou": iou} if branch else found
 
     def pyramid(self, images: torch.Tensor, size: torch.Tensor) -> dict[str, torch.Tensor]:
         """Feature maps p2 or p3 to p6."""
@@ -100,7 +105,12 @@ class Twin(nn.Module):
 
     def score(self, pyramid: Pyramid, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """RPN logits and deltas of all anchors."""
-        return self.rpn(pyramid, self._sizes(size))
+        return self.rpn(self._anchored(pyramid), self._sizes(size))
+
+    def _anchored(self, pyramid: Pyramid) -> dict[str, torch.Tensor]:
+        """The levels with anchors."""
+        chosen = self.config.rpn.levels or tuple(pyramid)
+        return {name: pyramid[name] for name in chosen}
 
     def _sizes(self, size: torch.Tensor) -> Extents:
         """What padding is kept from; None if the config lets it act."""
@@ -115,7 +125,7 @@ class Twin(nn.Module):
         canvas: Sequence[int],
     ) -> list[Rows]:
         """Proposals of every picture."""
-        shapes = {name: maps.shape[2:] for name, maps in pyramid.items()}
+        shapes = {name: maps.shape[2:] for name, maps in self._anchored(pyramid).items()}
         anchors = twin_proposals.anchors_of(self.config.anchors, canvas, shapes, logits.device)
         levels = list(anchors.values())
         counts = [len(level) for level in levels]
@@ -169,14 +179,15 @@ class Twin(nn.Module):
         boxes: Sequence[torch.Tensor],
         extents: Sequence[tuple[int, int]],
         stage: int = 0,
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Class logits and box deltas of the boxes of every picture, by one stage's head."""
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
+        """Class logits, box deltas and IoU logits (or None) of the boxes, by one stage's head."""
         head = self.box_head
         if isinstance(head, nn.ModuleList):
             head = head[stage]
-        logits, deltas = head(self.pool(pyramid, boxes, extents, SIDE))
+        logits, deltas, iou = head(self.pool(pyramid, boxes, extents, SIDE))
         counts = [len(rows) for rows in boxes]
-        return list(logits.split(counts)), list(deltas.split(counts))
+        ious = [None] * len(boxes) if iou is None else list(iou.split(counts))
+        return list(logits.split(counts)), list(deltas.split(counts)), ious
 
     def cascade(
         self,
@@ -184,24 +195,25 @@ class Twin(nn.Module):
         proposals: Sequence[Rows],
         extents: Sequence[tuple[int, int]],
         size: torch.Tensor,
-    ) -> tuple[list[Rows], list[torch.Tensor], list[torch.Tensor]]:
-        """What the last stage reads, the logits of all stages and the deltas of the last.
+    ) -> tuple[list[Rows], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
+        """What the last stage reads, the logits of all stages, deltas and IoU logits of the last.
 
         The logits' softmax is the mean of the stages' probabilities.
         """
-        logits, deltas = self.classify(pyramid, [rows["boxes"] for rows in proposals], extents)
+        first = [rows["boxes"] for rows in proposals]
+        logits, deltas, iou = self.classify(pyramid, first, extents)
         found = [logits]
         for stage in range(1, len(self.weights)):
             proposals = self.moved(proposals, deltas, size, stage - 1)
             boxes = [rows["boxes"] for rows in proposals]
-            logits, deltas = self.classify(pyramid, boxes, extents, stage)
+            logits, deltas, iou = self.classify(pyramid, boxes, extents, stage)
             found.append(logits)
         if len(found) > 1:
             logits = [
                 torch.stack([part.softmax(dim=1) for part in parts]).mean(dim=0).log()
                 for parts in zip(*found, strict=True)
             ]
-        return list(proposals), logits, deltas
+        return list(proposals), logits, deltas, iou
 
     def moved(
         self,
@@ -220,11 +232,12 @@ class Twin(nn.Module):
         self,
         logits: Sequence[torch.Tensor],
         deltas: Sequence[torch.Tensor],
+        iou: Sequence[torch.Tensor | None],
         boxes: Sequence[torch.Tensor],
         size: torch.Tensor,
     ) -> list[Rows]:
         """Detections of every picture, best first, without masks."""
-        parts = zip(logits, deltas, boxes, pictures(size), strict=True)
+        parts = zip(logits, deltas, iou, boxes, pictures(size), strict=True)
         return [detections(*part, self.weights[-1], self.config.test) for part in parts]
 
     def masks(
@@ -243,9 +256,10 @@ def pictures(size: torch.Tensor) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in size]
 
 
-def detections(
+def detections(  # noqa: PLR0913, what the head says, of what, and the rules
     logits: torch.Tensor,
     deltas: torch.Tensor,
+    iou: torch.Tensor | None,
     proposals: torch.Tensor,
     size: tuple[int, int],
     weights: Sequence[float],
@@ -253,18 +267,24 @@ def detections(
 ) -> Rows:
     """Detections of one picture, as `config.test` has it: threshold, decode, NMS by class."""
     scores = logits.softmax(dim=1)[:, :-1]
+    if test.iou_score == "product":
+        assert iou is not None
+        scores = scores * torch.sigmoid(iou)[:, None]
     usable = scores > test.score_threshold
     if test.one_class_per_box and len(scores):
         best = torch.zeros_like(usable).scatter_(1, scores.argmax(dim=1, keepdim=True), 1)
         usable &= best
     rows, labels = torch.where(usable)
-    scores = scores[rows, labels]
-    order = ops.best_first(scores, test.candidates)
-    rows, labels, scores = rows[order], labels[order], scores[order]
+    scores = rank = scores[rows, labels]
+    if test.iou_score == "order":
+        assert iou is not None
+        rank = torch.sigmoid(iou)[rows]
+    order = ops.best_first(rank, test.candidates)
+    rows, labels, scores, rank = rows[order], labels[order], scores[order], rank[order]
     moves = deltas[rows, labels if deltas.shape[1] > 1 else torch.zeros_like(labels)]
     boxes = ops.decode(proposals[rows], moves, weights, size)
     there = ops.nonempty(boxes)
-    boxes, labels, scores = boxes[there], labels[there], scores[there]
-    kept = ops.nms(boxes, scores, test.nms, groups=labels, inclusive=test.nms_inclusive)
+    boxes, labels, scores, rank = boxes[there], labels[there], scores[there], rank[there]
+    kept = ops.nms(boxes, rank, test.nms, groups=labels, inclusive=test.nms_inclusive)
     kept = kept[: test.detections]
     return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}

@@ -118,22 +118,32 @@ def fc_tower(channels: int, dims: Sequence[int], norm: str) -> nn.Sequential:
 class BoxHead(nn.Module):
     """What all box heads share: class logits (background last) and deltas of pooled features.
 
-    A kind of head says in `features` what each of the two predictors reads.
+    A kind of head says in `features` what each of the predictors reads.
     """
 
     def predict_from(self, wide: tuple[int, int], classes: int, agnostic: bool) -> None:  # noqa: FBT001
         """Adds the predictors; `wide` is what they read, for the class and for the box."""
         self.logits = nn.Linear(wide[0], classes + 1)
         self.deltas = nn.Linear(wide[1], 4 * (1 if agnostic else classes))
+        self.iou: nn.Module | None = None
 
-    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors [n, c] for the class and for the box."""
+    def add_iou(self) -> None:
+        """Adds the IoU branch; it reads what the deltas read, unless a head has more for it."""
+        self.iou = nn.Linear(self.deltas.in_features, 1)
+
+    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Vectors [n, c] for the class and for the box, and for the IoU if it has its own."""
         raise NotImplementedError
 
-    def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [n, k + 1] and deltas [n, k, 4] ([n, 1, 4] if class-agnostic) of [n, c, 7, 7]."""
-        for_class, for_box = self.features(pooled)
-        return self.logits(for_class), self.deltas(for_box).unflatten(1, (-1, 4))
+    def forward(
+        self, pooled: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Logits [n, k + 1], deltas [n, k, 4] ([n, 1, 4] if class-agnostic) and, with an IoU branch,
+        its logits [n], of pooled features [n, c, 7, 7].
+        """
+        for_class, for_box, *more = self.features(pooled)
+        iou = None if self.iou is None else self.iou((more or [for_box])[0])[:, 0]
+        return self.logits(for_class), self.deltas(for_box).unflatten(1, (-1, 4)), iou
 
 
 class FastRCNNConvFC(BoxHead):
@@ -203,10 +213,19 @@ class SeparateV2(BoxHead):
         self.classify = fc_tower(channels * SIDE**2, fc_dims, norm)
         self.refine = conv_tower(channels, conv_dims, norm)
         self.predict_from((fc_dims[-1], conv_dims[-1] * SIDE**2), classes, agnostic)
+        self.before = conv_dims[-2] if len(conv_dims) > 1 else channels
+        self.last, self.norm = conv_dims[-1], norm
 
-    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def add_iou(self) -> None:
+        """Adds the IoU branch, with a convolution beside the last one of the box."""
+        super().add_iou()
+        self.overlap = conv_tower(self.before, (self.last,), self.norm)
+
+    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A tower each."""
-        return self.classify(pooled.flatten(1)), self.refine(pooled).flatten(1)
+        before = self.refine[:-1](pooled)
+        found = self.classify(pooled.flatten(1)), self.refine[-1](before).flatten(1)
+        return found if self.iou is None else (*found, self.overlap(before).flatten(1))
 
 
 BOX_HEADS = {

@@ -21,7 +21,8 @@ def sigmoid_focal(
     """Focal loss on logits (arXiv 1708.02002, section 3.2), `gamma` at least 1; targets in [0, 1].
 
     `alpha_t (1 - p_t)^gamma` times the cross-entropy, with `p_t = t p + (1 - t)(1 - p)` and
-    `alpha_t = t alpha + (1 - t)(1 - alpha)`; `torchvision.ops.sigmoid_focal_loss`.
+    `alpha_t = t alpha + (1 - t)(1 - alpha)`; `torchvision.ops.sigmoid_focal_loss`. With `gamma` 2 a
+    target may also be below 0, a GIoU say; the loss is then not bounded below.
     """
     p = jax.nn.sigmoid(logits)
     miss = targets * (1.0 - p) + (1.0 - targets) * p  # 1 - p_t

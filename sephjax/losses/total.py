@@ -23,7 +23,7 @@ def total_loss(
     scales: Mapping[str, float],
     later: Sequence[Weights] = (),
 ) -> dict[str, Float[Array, ""]]:
-    """`loss` and its terms: `loss/rpn_cls`, `rpn_box`, `roi_cls`, `roi_box` and `mask`.
+    """`loss` and its terms: `loss/rpn_cls`, `rpn_box`, `roi_cls`, `roi_box`, `roi_iou` and `mask`.
 
     A cascade has the terms of ROIs once a stage: `loss/roi_cls_stage0`, `loss/roi_box_stage0`, ...
 

@@ -35,6 +35,7 @@ class Recipe:
 
     normalize: Callable[[Array], Array]  # uint8 image -> network input
     anchors: Callable[..., tuple[Array, ...]]  # (canvas, shapes) -> anchors of every level
+    rpn_levels: tuple[str, ...]  # the maps that the RPN reads, fine to coarse
     rpn_targets: Callable[..., RpnTargets]  # (keys, levels of anchors, inside, truth, canvas)
     propose: Callable[..., Proposals]  # (ranked levels of one image, train) -> proposals
     pre_nms: Callable[[int, bool], tuple[int, ...]]  # (levels, train) -> boxes ranked a level
@@ -91,9 +92,9 @@ class Detector(nnx.Module):
     ) -> tuple[RpnOutputs, tuple[Array, ...], Array]:
         """The RPN's outputs, the anchors of every level, which of them each image may use.
 
-        It reads the levels p2 to p6; a fused map is for the ROI heads alone (EXPERIMENTS 2.4).
+        It reads the recipe's levels; a fused map is for the ROI heads alone (EXPERIMENTS 2.4).
         """
-        maps = {name: x for name, x in pyramid.items() if name.startswith("p")}
+        maps = {name: pyramid[name] for name in self.recipe.rpn_levels}
         levels, inside = self._anchors(batch, maps)
         size = batch.size if self.recipe.mask_padding else None
         return self.rpn(maps, size, train=train), levels, inside

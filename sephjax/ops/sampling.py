@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Fill = Literal["none", "repeat"]
+Groups = Literal["truth", "iou"]
 
 _LAST = 2**31 - 1  # the group of what may not be taken: sorts behind all others
 
@@ -58,7 +59,7 @@ def _take(
     return jnp.zeros(member.shape, bool).at[index].set(taken)
 
 
-def sample_rois(  # noqa: PLR0913, the four columns of a match and the seven choices of a sampler
+def sample_rois(  # noqa: PLR0913, the four columns of a match and the choices of a sampler
     key: jax.Array,
     *,
     positive: Bool[Array, " n"],
@@ -73,6 +74,8 @@ def sample_rois(  # noqa: PLR0913, the four columns of a match and the seven cho
     low: float = -0.2,
     high: float = 0.5,
     bins: int = 8,
+    positive_groups: Groups = "truth",
+    positive_bins: int = 5,
 ) -> tuple[Int[Array, " r"], Bool[Array, " r"]]:
     """Chooses the ROIs that the heads of one image train on, positives first.
 
@@ -90,7 +93,8 @@ def sample_rois(  # noqa: PLR0913, the four columns of a match and the seven cho
     A choice is uniform without replacement unless balanced. Balanced negatives: `bins` bins of the
     IoU from `low` to `high` (IoUs beyond go to the outermost bins) give up to wanted // bins each,
     the rest comes from what they left. Balanced positives: the same with the positives of each
-    ground truth as a bin, and as many bins as ground truths have positives. A plain choice that
+    ground truth as a bin, and as many bins as ground truths have positives; or with `positive_bins`
+    bins of the IoU from 0.5 to 1 (EXPERIMENTS 4.2: the series' first sampler). A plain choice that
     runs short repeats its random order mirrored (a b c c b a a b); a balanced one takes the rest
     from all, in a new random order repeated whole.
     Source: detectron2 `ROIHeads`; for the balance Pang et al., Libra R-CNN, 2019.
@@ -103,12 +107,14 @@ def sample_rois(  # noqa: PLR0913, the four columns of a match and the seven cho
       matched: Index of each proposal's ground truth.
       count: Number of ROIs.
       positive_fraction: Share of positives.
-      balance_positives: Whether positives are balanced over ground truths.
+      balance_positives: Whether positives are balanced over their groups.
       balance_negatives: Whether negatives are balanced over IoU.
       fill: What happens when there are too few.
-      low: Lower end of the IoU histogram.
-      high: Upper end of the IoU histogram.
-      bins: Number of its bins.
+      low: Lower end of the negatives' IoU histogram.
+      high: Upper end of the negatives' IoU histogram.
+      bins: Number of its bins: 8, in the series' first sampler 7.
+      positive_groups: What positives are balanced over: their ground truths or their IoU.
+      positive_bins: Number of the positives' IoU bins.
 
     Returns:
       The indices of the chosen proposals, and which are valid.
@@ -122,14 +128,15 @@ def sample_rois(  # noqa: PLR0913, the four columns of a match and the seven cho
         want_negative = jnp.minimum(want_negative, there_negative)
 
     if balance_positives:
-        picked_positive = _balanced(keys[0], positive, matched, want_positive, None, count)
+        by_iou = positive_groups == "iou"
+        group = _bin(iou, 0.5, 1.0, positive_bins) if by_iou else matched
+        divisor = positive_bins if by_iou else None
+        picked_positive = _balanced(keys[0], positive, group, want_positive, divisor, count)
     else:
         picked_positive = _plain(keys[0], positive, count)
     if balance_negatives:
-        # Truncation and the clamp are the series' own; IoUs reported as 0 fall into bin 2 of 8.
-        bin_of = jnp.trunc((iou - low) / ((high - low) / bins)).astype(jnp.int32)
-        bin_of = jnp.clip(bin_of, 0, bins - 1)
-        picked_negative = _balanced(keys[1], negative, bin_of, want_negative, bins, count)
+        group = _bin(iou, low, high, bins)
+        picked_negative = _balanced(keys[1], negative, group, want_negative, bins, count)
     else:
         picked_negative = _plain(keys[1], negative, count)
 
@@ -157,6 +164,13 @@ def repeat_truth(
     """
     there = jnp.broadcast_to(jnp.any(valid), (count,))
     return jnp.where(there, _plain(key, valid, count), 0).astype(jnp.int32), there
+
+
+def _bin(iou: Float[Array, " n"], low: float, high: float, bins: int) -> Int[Array, " n"]:
+    """The bin of each IoU; those beyond an end are in the outermost one."""
+    # Truncation and the clamp are the series' own; IoUs reported as 0 fall into bin 2 of 8.
+    index = jnp.trunc((iou - low) / ((high - low) / bins)).astype(jnp.int32)
+    return jnp.clip(index, 0, bins - 1)
 
 
 def _shuffled(key: jax.Array, rank: Int[Array, " n"]) -> Int[Array, " n"]:

@@ -133,7 +133,7 @@ def _pyramid(detector: Detector) -> dict[str, str]:
 
 def _rpn(detector: Detector) -> list[Stage]:
     rpn, recipe = detector.rpn, detector.recipe
-    pyramid = _pyramid(detector)
+    pyramid = {name: _pyramid(detector)[name] for name in recipe.rpn_levels}
 
     def conv(i, level, x, size):
         return rpn.layer(i, level, x, _valid(detector, x, size, 2 ** int(level[1:])))

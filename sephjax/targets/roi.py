@@ -20,6 +20,7 @@ def sample_rois(
     sampler: Callable[..., tuple[Array, Array]],
     append: int,
     classes: int,
+    positive_iou: float = 0.0,
 ) -> Rois:
     """A fixed number of ROIs an image, positives first.
 
@@ -32,11 +33,24 @@ def sample_rois(
         append: ground truths that join the proposals: 0 = each once (detectron2, torchvision),
             k = exactly k, drawn at random and repeated when there are fewer (the series: 16).
         classes: number of classes; the background's label.
+        positive_iou: 0, or the IoU that a box must exceed to be sampled as a positive (EXPERIMENTS
+            4.2, POS_LABELS_THRESHOLD). A box that the matcher labels positive and that does not is
+            drawn with the negatives (the document does not say that it is left out); it keeps its
+            label, its target and `positive`, which the box and mask losses go by. The class loss
+            takes it for background by a key of its own, `losses.roi.box_losses`.
 
     An image without objects gives background ROIs; without proposals, invalid ones.
     """
     one = lambda key, boxes, valid, gt: _one_image(
-        key, boxes, valid, gt, matcher=matcher, sampler=sampler, append=append, classes=classes
+        key,
+        boxes,
+        valid,
+        gt,
+        matcher=matcher,
+        sampler=sampler,
+        append=append,
+        classes=classes,
+        positive_iou=positive_iou,
     )
     bare = Truth(truth.boxes, truth.labels, truth.valid, None)
     return jax.vmap(one)(keys, proposals.boxes, proposals.valid, bare)
@@ -52,6 +66,7 @@ def _one_image(
     sampler: Any,
     append: int,
     classes: int,
+    positive_iou: float,
 ) -> Rois:
     append_key, sample_key = jax.random.split(key)
     if append:
@@ -62,10 +77,11 @@ def _one_image(
     boxes = jnp.concatenate([boxes, extra])
     valid = jnp.concatenate([valid, extra_valid])
     match = matcher(boxes, truth.boxes, truth.valid)
+    high = match.positive & (match.iou > positive_iou) if positive_iou else match.positive
     indices, sampled = sampler(
         sample_key,
-        positive=match.positive & valid,
-        negative=match.negative & valid,
+        positive=high & valid,
+        negative=(match.negative | (match.positive & ~high)) & valid,
         iou=match.iou,
         matched=match.index,
     )

@@ -25,12 +25,15 @@ EVONORM_MASKS = {"mask.norm": "evonorm_s0", "mask.deconv_norm": "evonorm_s0"}
 NO_MASKS = {"mask.enabled": False, "mask.norm": "none", "mask.deconv_norm": "none"}
 BALANCED = {"roi.sampler.balance_positives": True, "roi.sampler.balance_negatives": True}
 COSINE = {"schedule.name": "cosine"}
+PRED_IOU = {"roi.iou_branch.name": "v1", "test.iou_score": "product"}
+LOW = {"roi.positive_iou": 0.5, "roi.matcher.low": 0.3, "roi.matcher.high": 0.3}
 # Row of EXPERIMENTS -> (ours, its parent's, every value that differs between them).
 DIFFERENCES = {
     3: ("fpn3:evonorm_masks", "fpn3", COSINE | EVONORM_MASKS),
     4: ("fpn3:p3", "fpn3", COSINE | {"roi.levels": ("p3",)}),
     9: ("fpn3:seph", "fpn3:seph_bn", COSINE | EVONORM_MASKS | {"roi.head.norm": "evonorm_s0"}),
     11: ("fpn3:sephv2", "fpn3:sephv2_bn", COSINE | EVONORM_MASKS | {"roi.head.norm": "evonorm_s0"}),
+    12: ("fpn3:pred_iou", "fpn3:sephv2", PRED_IOU | {"roi.iou_branch.negative_weight": 0.3}),
     14: (
         "sephv9",
         "fpn3:sephv2",
@@ -55,6 +58,32 @@ DIFFERENCES = {
             "train.steps": 200_000,
         },
     ),
+    15: (
+        "sephv3",
+        "fpn3:sephv2",
+        NO_MASKS
+        | BALANCED
+        | PRED_IOU
+        | {
+            "roi.iou_branch.negative_weight": 0.5,
+            "fpn.inputs": ("c2", "c3", "c4", "c5"),
+            "rpn.levels": ("p3", "p4", "p5", "p6"),
+            "roi.levels": ("p2",),
+            "roi.pooler.bins": (1, 1),
+            "rpn.matcher.name": "atss_v1",
+            "rpn.matcher.top_k": 27,
+            "rpn.matcher.min_iou": 0.1,
+            "rpn.matcher.legacy_offsets": True,
+            "rpn.matcher.relative_distance": True,
+            "roi.box_loss.name": "weighted_giou",
+            "roi.box_loss_scale": 6.0,
+            "roi.class_agnostic": True,
+            "roi.class_weight": "linear",
+            "roi.sampler.positive_groups": "iou",
+            "roi.sampler.bins": 7,
+        }
+        | LOW,
+    ),
     17: ("sephv14:r128", "sephv11", {"roi.class_weight": "quadratic"}),
     18: ("sephv14", "sephv14:r128", {"roi.samples": 512}),
     19: ("sephv14:1", "sephv14", {"anchors.ratios": (1.0,)}),
@@ -68,6 +97,7 @@ DIFFERENCES = {
     28: ("sephv15:1", "sephv14:r128", GIOU | {"roi.box_loss_scale": 8.0}),
     29: ("sephv15:2", "sephv14:r128", GIOU | {"roi.box_loss_scale": 12.0}),
     30: ("sephv13", "sephv11", GIOU),
+    31: ("sephv21", "sephv15:1", LOW),
     32: ("sephv22", "sephv14:r128", {"roi.levels": ("p3",)}),
     33: (
         "cascade",
@@ -91,7 +121,9 @@ PUBLISHED = {  # box and mask mAP in percent, in the order of EXPERIMENTS 7.2
     "fpn3:seph": (29.6, 27.0),
     "fpn3:sephv2_bn": (13.3, 13.6),
     "fpn3:sephv2": (30.0, 27.4),
+    "fpn3:pred_iou": (30.6, 28.1),
     "sephv9": (30.0,),
+    "sephv3": (30.6,),
     "sephv11": (31.4,),
     "sephv14:r128": (31.5,),
     "sephv14": (33.1,),
@@ -106,6 +138,7 @@ PUBLISHED = {  # box and mask mAP in percent, in the order of EXPERIMENTS 7.2
     "sephv15:1": (32.2,),
     "sephv15:2": (31.7,),
     "sephv13": (29.5,),
+    "sephv21": (29.9,),
     "sephv22": (31.3,),
     "cascade": (33.8,),
 }

@@ -1,5 +1,7 @@
 """Box heads on pooled features: one class per kind, all ending in logits and deltas.
 
+With an IoU branch (`Predictors.iou`) also in `iou`, one logit a ROI.
+
 Pooled features are flattened row by row, channels innermost; PyTorch's order is another (see
 `weights/table.py`). A layer with a norm has no bias, one without has.
 """
@@ -25,6 +27,7 @@ class Predictors(NamedTuple):
     class_agnostic: bool = False
     logits_init: layers.Init = ("normal", 0.01)
     deltas_init: layers.Init = ("normal", 0.001)
+    iou: bool = False  # whether there is an IoU branch; drawn as the logits are
 
 
 class ConvTower(nnx.Module):
@@ -56,12 +59,24 @@ class ConvTower(nnx.Module):
         train: bool = False,
     ) -> Float[Array, "n h w _o"]:
         """Applies the tower; `valid` says which ROIs count in batch statistics."""
+        return self.maps(x, valid, train=train)[-1]
+
+    def maps(
+        self,
+        x: Float[Array, "n h w c"],
+        valid: Bool[Array, "n"] | None = None,
+        *,
+        train: bool = False,
+    ) -> list[Float[Array, "n h w _o"]]:
+        """What each convolution reads, then the result."""
         if valid is not None:
             valid = jnp.broadcast_to(valid[:, None, None], x.shape[:3])
+        found = [x]
         for i in range(self.convs):
             norm = getattr(self, f"norm{i}")
             x = layers.act(norm(getattr(self, f"conv{i}")(x), valid, train=train), norm)
-        return x
+            found.append(x)
+        return found
 
 
 class FCTower(nnx.Module):
@@ -113,13 +128,25 @@ class Deltas(layers.Linear):
         super().__init__(channels, 4 * boxes, init=spec.deltas_init, rngs=rngs)
 
 
+class Iou(layers.Linear):
+    """One logit of the IoU that the predicted box has."""
+
+    def __init__(self, channels: int, spec: Predictors, *, rngs: nnx.Rngs):
+        super().__init__(channels, 1, init=spec.logits_init, rngs=rngs)
+
+
 def _flat(x: Float[Array, "n h w c"]) -> Float[Array, "n _o"]:
     return x.reshape(x.shape[0], -1)
 
 
-def _outputs(logits: Float[Array, "n _k1"], deltas: Float[Array, "n _k4"]) -> BoxOutputs:
+def _outputs(
+    logits: Float[Array, "n _k1"],
+    deltas: Float[Array, "n _k4"],
+    iou: Float[Array, "n 1"] | None = None,
+) -> BoxOutputs:
     deltas = deltas.reshape(deltas.shape[0], -1, 4)
-    return BoxOutputs(logits.astype(jnp.float32), deltas.astype(jnp.float32))
+    one = None if iou is None else iou[:, 0].astype(jnp.float32)
+    return BoxOutputs(logits.astype(jnp.float32), deltas.astype(jnp.float32), one)
 
 
 class FastRCNNConvFC(nnx.Module):
@@ -148,6 +175,7 @@ class FastRCNNConvFC(nnx.Module):
         features = fc_dims[-1] if fc_dims else flat
         self.logits = Logits(features, predictors, rngs=rngs)
         self.deltas = Deltas(features, predictors, rngs=rngs)
+        self.iou = Iou(features, predictors, rngs=rngs) if predictors.iou else None
 
     def __call__(
         self,
@@ -158,7 +186,7 @@ class FastRCNNConvFC(nnx.Module):
     ) -> BoxOutputs:
         """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
         x = self.dense(_flat(self.tower(pooled, valid, train=train)), valid, train=train)
-        return _outputs(self.logits(x), self.deltas(x))
+        return _outputs(self.logits(x), self.deltas(x), self.iou and self.iou(x))
 
 
 class SeparateFastRCNNConvFCHead(nnx.Module):
@@ -180,6 +208,7 @@ class SeparateFastRCNNConvFCHead(nnx.Module):
         features = height * width * conv_dims[-1]
         self.logits = Logits(features, predictors, rngs=rngs)
         self.deltas = Deltas(features, predictors, rngs=rngs)
+        self.iou = Iou(features, predictors, rngs=rngs) if predictors.iou else None
 
     def __call__(
         self,
@@ -191,11 +220,15 @@ class SeparateFastRCNNConvFCHead(nnx.Module):
         """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
         classes = _flat(self.classify(pooled, valid, train=train))
         boxes = _flat(self.refine(pooled, valid, train=train))
-        return _outputs(self.logits(classes), self.deltas(boxes))
+        return _outputs(self.logits(classes), self.deltas(boxes), self.iou and self.iou(boxes))
 
 
 class SeparateFastRCNNConvFCHeadV2(nnx.Module):
-    """Dense layers for the class, convolutions for the box, nothing shared (sephv2 and after)."""
+    """Dense layers for the class, convolutions for the box, nothing shared (sephv2 and after).
+
+    The IoU branch has a convolution of its own, which reads what the last one of the box reads
+    (EXPERIMENTS 4.4: the third of four).
+    """
 
     def __init__(
         self,
@@ -214,6 +247,11 @@ class SeparateFastRCNNConvFCHeadV2(nnx.Module):
         self.refine = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
         self.logits = Logits(fc_dims[-1], predictors, rngs=rngs)
         self.deltas = Deltas(height * width * conv_dims[-1], predictors, rngs=rngs)
+        self.iou = None
+        if predictors.iou:
+            _, before, last = (channels, channels, *conv_dims)[-3:]
+            self.overlap = ConvTower(before, (last,), norm=norm, init=init, rngs=rngs)
+            self.iou = Iou(height * width * last, predictors, rngs=rngs)
 
     def __call__(
         self,
@@ -224,5 +262,9 @@ class SeparateFastRCNNConvFCHeadV2(nnx.Module):
     ) -> BoxOutputs:
         """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
         classes = self.classify(_flat(pooled), valid, train=train)
-        boxes = _flat(self.refine(pooled, valid, train=train))
-        return _outputs(self.logits(classes), self.deltas(boxes))
+        *_, before, last = self.refine.maps(pooled, valid, train=train)
+        logits, deltas = self.logits(classes), self.deltas(_flat(last))
+        if self.iou is None:
+            return _outputs(logits, deltas)
+        overlap = self.overlap(before, valid, train=train)
+        return _outputs(logits, deltas, self.iou(_flat(overlap)))
