@@ -33,13 +33,13 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 _POSITIVE = (
     "train.steps", "train.batch", "train.log_every", "eval.batch", "checkpoint.keep",
-    "rpn.sample_group", "roi.samples", "roi.sampler.bins", "roi.sampler.positive_bins", "data.max_objects", "data.size_multiple",
-    "test.detections", "test.candidates",
+    "rpn.sample_group", "roi.samples", "roi.sampler.bins", "roi.sampler.positive_bins",
+    "data.max_objects", "data.size_multiple", "test.detections", "test.candidates",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",
-    "rpn.samples", "roi.cascade.append", "roi.positive_iou", "optimizer.lr", "schedule.warmup_steps",
-    "parity.tolerance",
+    "rpn.samples", "roi.cascade.append", "roi.positive_iou", "optimizer.lr",
+    "schedule.warmup_steps", "parity.tolerance",
 )  # fmt: skip
 
 
@@ -64,11 +64,7 @@ def check(config: ConfigDict) -> None:
         )
     _check_rpn(config)
     _check_cascade(config)
-    if config.test.iou_score != "none" and config.roi.iou_branch.name == "none":
-        raise UserError(
-            f"test.iou_score is {config.test.iou_score!r}, but roi.iou_branch.name is 'none'; "
-            "choose 'v0' or 'v1' for it, or leave test.iou_score at 'none'."
-        )
+    _check_iou_branch(config)
     group = min(config.rpn.sample_group, config.train.batch)
     if config.train.batch % group:
         raise UserError(
@@ -111,6 +107,14 @@ def _check_cascade(config: ConfigDict) -> None:
             f"roi.cascade.ious starts with {rule.ious[0]}, but roi.matcher is "
             f"{roi.matcher.name!r} with low and high {bounds}; use 'max_iou' with that value for "
             "both."
+        )
+
+
+def _check_iou_branch(config: ConfigDict) -> None:
+    if config.test.iou_score != "none" and config.roi.iou_branch.name == "none":
+        raise UserError(
+            f"test.iou_score is {config.test.iou_score!r}, but roi.iou_branch.name is 'none'; "
+            "choose 'v0' or 'v1' for it, or leave test.iou_score at 'none'."
         )
 
 

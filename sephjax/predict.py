@@ -51,10 +51,12 @@ def detections(  # noqa: PLR0913, the keys of config.test
     classes = outputs.logits.shape[-1] - 1
     scores = jax.nn.softmax(outputs.logits, axis=-1)[:, :classes]
     rank = scores
-    if iou_score == "product":
-        rank = scores = scores * jax.nn.sigmoid(outputs.iou)[:, None]
-    if iou_score == "order":
-        rank = jnp.broadcast_to(jax.nn.sigmoid(outputs.iou)[:, None], scores.shape)
+    if iou_score != "none":
+        assert outputs.iou is not None  # as `check` sees to
+        iou = jax.nn.sigmoid(outputs.iou)[:, None]
+        if iou_score == "product":
+            scores = scores * iou
+        rank = scores if iou_score == "product" else jnp.broadcast_to(iou, scores.shape)
     usable = proposals.valid[:, None] & (scores > score_threshold)
     if one_class_per_box:
         usable &= jax.nn.one_hot(jnp.argmax(scores, axis=-1), classes, dtype=bool)

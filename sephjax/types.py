@@ -85,7 +85,7 @@ class RpnTargets:
 
 @pytree
 class Rois:
-    """ROIs sampled for training; first those that were sampled as positives (`roi.positive_iou`)."""
+    """ROIs sampled for training; what was sampled as a positive comes first."""
 
     boxes: Array  # float32 [b, r, 4]
     labels: Array  # int32 [b, r], k for background

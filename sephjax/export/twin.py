@@ -68,9 +68,9 @@ class Twin(nn.Module):
         Returns:
             `pyramid`: {level: [b, c, h, w]}; `rpn_logits` [b, n], `rpn_deltas` [b, n, 4];
             `proposals`: a list with `boxes` [p, 4] and `scores` [p] of each picture; `box_logits`
-            and `box_deltas`: lists of [p, k + 1] and [p, k, 4], with an IoU branch `box_iou`: a list
-            of logits [p] (of a cascade, these are what `cascade` gives); `detections`: a list with
-            `boxes` [d, 4], `scores` [d], `labels` [d] and, with a mask head, `masks` [d, s, s]
+            and `box_deltas`: lists of [p, k + 1] and [p, k, 4], with an IoU branch `box_iou`: a
+            list of logits [p] (of a cascade, these are what `cascade` gives); `detections`: a list
+            with `boxes` [d, 4], `scores` [d], `labels` [d] and, with a mask head, `masks` [d, s, s]
             (probabilities in the frame of the box), best first.
         """
         canvas = images.shape[1:3]
@@ -186,8 +186,8 @@ class Twin(nn.Module):
             head = head[stage]
         logits, deltas, iou = head(self.pool(pyramid, boxes, extents, SIDE))
         counts = [len(rows) for rows in boxes]
-        ious = [None] * len(boxes) if iou is None else list(iou.split(counts))
-        return list(logits.split(counts)), list(deltas.split(counts)), ious
+        ious = [None] * len(boxes) if iou is None else iou.split(counts)
+        return list(logits.split(counts)), list(deltas.split(counts)), list(ious)
 
     def cascade(
         self,
@@ -256,7 +256,7 @@ def pictures(size: torch.Tensor) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in size]
 
 
-def detections(  # noqa: PLR0913, what the head says, of what, and the rules
+def detections(
     logits: torch.Tensor,
     deltas: torch.Tensor,
     iou: torch.Tensor | None,

@@ -138,8 +138,10 @@ class BoxHead(nn.Module):
     def forward(
         self, pooled: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Logits [n, k + 1], deltas [n, k, 4] ([n, 1, 4] if class-agnostic) and, with an IoU branch,
-        its logits [n], of pooled features [n, c, 7, 7].
+        """What is said of pooled features [n, c, 7, 7].
+
+        Logits [n, k + 1], deltas [n, k, 4] ([n, 1, 4] if class-agnostic) and, with an IoU branch,
+        its logits [n].
         """
         for_class, for_box, *more = self.features(pooled)
         iou = None if self.iou is None else self.iou((more or [for_box])[0])[:, 0]

@@ -61,7 +61,7 @@ def _mean(rows: Float[Array, "b r"], counted: Bool[Array, "b r"]) -> Float[Array
 IOU_LOSSES = {"v0": iou_loss_v0, "v1": iou_loss_v1}
 
 
-def box_losses(  # noqa: PLR0913, what was said, what should be, and the choices of the losses
+def box_losses(
     outputs: BoxOutputs,
     rois: Rois,
     *,

@@ -56,7 +56,7 @@ def sample_rois(
     return jax.vmap(one)(keys, proposals.boxes, proposals.valid, bare)
 
 
-def _one_image(
+def _one_image(  # noqa: PLR0913, the columns of an image and what `sample_rois` binds
     key: Array,
     boxes: Array,
     valid: Array,
