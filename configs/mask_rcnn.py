@@ -43,6 +43,7 @@ ROWS = {
             "anchors.stride": "feature_floor",
             "rpn": {  # normalizer, beta and the numbers of proposals differ
                 "name": "rpn",
+                "levels": (),
                 "convs": 1,
                 "norm": "none",
                 "matcher": {
