@@ -1,5 +1,6 @@
 """Detections against a loop in NumPy over torchvision's `postprocess_detections`."""
 
+import dataclasses
 import functools
 
 import jax
@@ -25,7 +26,7 @@ OPTIONS = {
 }
 
 
-def drawn(seed, kinds=CLASSES):
+def drawn(seed, kinds=CLASSES, branch=False):
     rng = np.random.default_rng(seed)
     corners = rng.uniform(-5, 60, (BOXES, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(5, 40, (BOXES, 2))], axis=1)
@@ -33,7 +34,9 @@ def drawn(seed, kinds=CLASSES):
         jnp.float32(boxes), jnp.zeros(BOXES), jnp.asarray(rng.uniform(size=BOXES) < 0.8)
     )
     logits = jnp.float32(1.5 * rng.normal(size=(BOXES, CLASSES + 1)))
-    return BoxOutputs(logits, jnp.float32(rng.normal(size=(BOXES, kinds, 4)))), proposals
+    deltas = jnp.float32(rng.normal(size=(BOXES, kinds, 4)))
+    iou = jnp.float32(rng.normal(size=BOXES)) if branch else None
+    return BoxOutputs(logits, deltas, iou), proposals
 
 
 @functools.partial(jax.jit, static_argnames=("changes",))
@@ -56,7 +59,11 @@ def reference(outputs, proposals, changes=()):
     options = OPTIONS | dict(changes)
     logits, deltas = np.float64(outputs.logits), np.float64(outputs.deltas)
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    rows = []
+    use = options.get("iou_score", "none")
+    iou = np.zeros(BOXES) if use == "none" else 1 / (1 + np.exp(-np.float64(outputs.iou)))
+    if use == "product":
+        scores *= iou[:, None]
+    rows, rank = [], []
     for i in range(BOXES):
         best = scores[i, :CLASSES].argmax()
         for label in range(CLASSES):
@@ -69,10 +76,11 @@ def reference(outputs, proposals, changes=()):
             )
             if (box[2:] > box[:2]).all():
                 rows.append((box, scores[i, label], label))
-    rows.sort(key=lambda row: -row[1])
-    rows = rows[: options["candidates"]]
-    boxes, scores, labels = zip(*rows, strict=True) if rows else ((), (), ())
-    kept = greedy_nms(boxes, scores, options["nms"], labels, inclusive=options["nms_inclusive"])
+                rank.append(iou[i] if use == "order" else scores[i, label])
+    best = np.argsort(-np.array(rank), kind="stable")[: options["candidates"]]
+    rows, rank = [rows[i] for i in best], [rank[i] for i in best]
+    boxes, _, labels = zip(*rows, strict=True) if rows else ((), (), ())
+    kept = greedy_nms(boxes, rank, options["nms"], labels, inclusive=options["nms_inclusive"])
     return [rows[i] for i in kept[: options["detections"]]]
 
 
@@ -105,6 +113,38 @@ def test_one_class_per_box_keeps_the_best_foreground_class(seed):
     check(run(outputs, proposals, changes), expected)
 
 
+@pytest.mark.parametrize("use", ["product", "order"])
+@pytest.mark.parametrize("one", [False, True])
+def test_a_predicted_iou_is_part_of_the_score_or_ranks(use, one):
+    outputs, proposals = drawn(10, branch=True)
+    changes = (("iou_score", use), ("one_class_per_box", one), ("detections", 8))
+    found, expected = run(outputs, proposals, changes), reference(outputs, proposals, changes)
+    check(found, expected)
+    if use == "order":  # the best eight by IoU, whose scores are probabilities
+        assert np.any(np.diff(found.scores) > 0)
+    plain = run(outputs, proposals, changes[1:])
+    assert np.any(plain.boxes != found.boxes)
+
+
+def test_a_branch_that_nothing_reads_changes_nothing():
+    outputs, proposals = drawn(11, branch=True)
+    without = dataclasses.replace(outputs, iou=None)
+    jax.tree.map(np.testing.assert_array_equal, run(outputs, proposals), run(without, proposals))
+
+
+@pytest.mark.parametrize("use", ["product", "order"])
+def test_a_certain_branch_leaves_the_scores(use):
+    outputs, proposals = drawn(12, branch=True)
+    sure = dataclasses.replace(outputs, iou=jnp.full(BOXES, 40.0))
+    changes = (("iou_score", use),)
+    if use == "product":
+        check(run(sure, proposals, changes), reference(outputs, proposals))
+    # No overlap predicted at all: nothing passes the threshold, or the order is that of the rows.
+    none = dataclasses.replace(outputs, iou=jnp.full(BOXES, -200.0))
+    count = int(np.sum(run(none, proposals, changes).valid))
+    assert count == 0 if use == "product" else count > 5
+
+
 def test_class_agnostic_deltas_serve_every_class():
     outputs, proposals = drawn(5, kinds=1)
     check(run(outputs, proposals), reference(outputs, proposals))
@@ -129,6 +169,9 @@ def test_without_a_valid_proposal_there_is_no_detection():
     outputs, proposals = drawn(8)
     nothing = Proposals(proposals.boxes, proposals.scores, jnp.zeros_like(proposals.valid))
     check(run(outputs, nothing), [])
+    outputs, _ = drawn(8, branch=True)
+    for use in ("product", "order"):
+        check(run(outputs, nothing, (("iou_score", use),)), [])
 
 
 @pytest.mark.torch

@@ -114,7 +114,7 @@ def test_the_giou_loss_compares_the_box_clipped_to_the_image():
     np.testing.assert_allclose(found[100], 5 / 9, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["smooth_l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("name", ["smooth_l1", "giou", "diou", "ciou", "weighted_giou"])
 @pytest.mark.parametrize("kinds", [1, CLASSES])
 def test_only_the_own_class_of_a_positive_gets_a_box_gradient(name, kinds):
     found = outputs(kinds)
@@ -129,7 +129,7 @@ def test_only_the_own_class_of_a_positive_gets_a_box_gradient(name, kinds):
     assert not np.any(np.asarray(slopes.logits))
 
 
-@pytest.mark.parametrize("name", ["smooth_l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("name", ["smooth_l1", "giou", "diou", "ciou", "weighted_giou"])
 @pytest.mark.parametrize("valid", [0, 6])
 def test_without_positives_the_box_loss_is_zero_with_a_zero_gradient(name, valid):
     sampled = rois(positives=0, valid=valid)

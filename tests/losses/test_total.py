@@ -6,10 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sephjax.losses import roi as roi_losses
 from sephjax.losses import total
 from sephjax.types import BoxOutputs, Rois, RpnOutputs, RpnTargets, TrainOutputs
 
-SCALES = {"rpn_cls": 1.0, "rpn_box": 2.0, "roi_cls": 3.0, "roi_box": 4.0, "mask": 5.0}
+SCALES = {
+    "rpn_cls": 1.0,
+    "rpn_box": 2.0,
+    "roi_cls": 3.0,
+    "roi_box": 4.0,
+    "roi_iou": 6.0,
+    "mask": 5.0,
+}
 RPN = {
     "box_loss": {"name": "smooth_l1", "beta": 0.0},
     "weights": (1.0, 1.0, 1.0, 1.0),
@@ -87,6 +95,19 @@ def test_every_stage_of_a_cascade_has_terms_of_its_own():
     }
     expected["loss"] = sum(expected.values())
     assert {name: float(value) for name, value in found.items()} == pytest.approx(expected)
+
+
+def test_an_iou_branch_is_part_of_the_sum():
+    parts = outputs(2, None)
+    parts = dataclasses.replace(
+        parts, boxes=dataclasses.replace(parts.boxes, iou=jnp.zeros((1, 3)))
+    )
+    options = ROI | {"iou_loss": roi_losses.iou_loss_v0}
+    found = total.total_loss(parts, jnp.float32([[100, 100]]), rpn=RPN, roi=options, scales=SCALES)
+    # IoU 1 and logit 0: a quarter of a half squared of log 2.
+    assert found["loss/roi_iou"] == pytest.approx(6 * 0.25 * 0.25 * np.log(2))
+    rest = [value for name, value in found.items() if name != "loss"]
+    assert found["loss"] == pytest.approx(sum(float(value) for value in rest))
 
 
 def test_without_a_mask_head_there_is_no_mask_term():

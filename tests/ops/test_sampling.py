@@ -24,6 +24,9 @@ seeds = st.integers(0, 2**31 - 1)
         "balance_positives",
         "balance_negatives",
         "fill",
+        "positive_groups",
+        "positive_bins",
+        "bins",
     ),
 )
 def run(key, kind, iou, matched, **options):
@@ -33,7 +36,16 @@ def run(key, kind, iou, matched, **options):
 
 
 def draw(
-    kind, *, key=KEY, iou=None, matched=None, balance=False, fill="repeat", count=16, fraction=0.25
+    kind,
+    *,
+    key=KEY,
+    iou=None,
+    matched=None,
+    balance=False,
+    fill="repeat",
+    count=16,
+    fraction=0.25,
+    **more,
 ):
     """Indices and validity as NumPy for given kinds: 1 positive, 0 negative, -1 ignored."""
     kind = jnp.asarray(kind)
@@ -41,7 +53,7 @@ def draw(
     matched = (
         jnp.zeros(kind.shape, jnp.int32) if matched is None else jnp.asarray(matched, jnp.int32)
     )
-    options = {"count": count, "positive_fraction": fraction, "fill": fill}
+    options = {"count": count, "positive_fraction": fraction, "fill": fill} | more
     out = run(
         key, kind, iou, matched, balance_positives=balance, balance_negatives=balance, **options
     )
@@ -214,6 +226,58 @@ def test_more_ground_truths_than_wanted_positives_skip_the_shares():
     indices, _ = draw(kind, matched=matched, balance=True, count=64)
     assert len(set(indices[:16])) == 16
     assert (kind[indices[:16]] == 1).all()
+
+
+def test_the_first_sampler_shares_positives_among_five_bins_of_iou():
+    # 32 wanted, 6 a bin: 6 of 0.55, none of the empty two, 6 of 0.75, all 3 of 1.0, which is in the
+    # last bin; the other 17 come from the 54 and 4 that are left.
+    iou = np.array([0.55] * 60 + [0.75] * 10 + [1.0] * 3 + [0.0] * 200)
+    kind = np.array([1] * 73 + [0] * 200)
+    matched = np.arange(273) % 7
+    for seed in range(5):
+        options = {"iou": iou, "matched": matched, "key": jax.random.key(seed)}
+        indices, _ = draw(kind, balance=True, count=128, positive_groups="iou", **options)
+        assert (kind[indices] == 1).sum() == len(set(indices[:32])) == 32
+        taken = np.unique(iou[indices[:32]], return_counts=True)
+        np.testing.assert_array_equal(taken[0], [0.55, 0.75, 1.0])
+        assert taken[1][0] >= 6
+        assert taken[1][1] >= 6
+        assert taken[1][2] == 3
+        truths, _ = draw(kind, balance=True, count=128, **options)
+        assert set(truths[:32]) != set(indices[:32])
+
+
+def test_the_first_samplers_bins_of_positives_have_a_tenth_each():
+    # Two of each bin and two wanted of each: every one is taken, which other edges would not give.
+    iou = np.array([0.5, 0.59, 0.6001, 0.69, 0.7001, 0.79, 0.8001, 0.89, 0.9001, 1.0])
+    many = np.concatenate([iou, np.full(30, 0.55), np.zeros(100)])
+    kind = np.array([1] * 40 + [0] * 100)
+    indices, _ = draw(kind, iou=many, balance=True, count=40, positive_groups="iou")
+    assert set(range(2, 10)) <= set(indices[:10])
+    # As few positives as are wanted are all taken, whatever their bins.
+    indices, _ = draw(kind, iou=many, balance=True, count=200, positive_groups="iou")
+    assert set(indices[kind[indices] == 1]) == set(range(40))
+
+
+def test_the_first_sampler_has_seven_bins_of_negatives():
+    # EXPERIMENTS 4.2: seven bins from -0.2 to 0.5, 13 of 96 each; "IoU reported 0" is in the third.
+    rng = np.random.default_rng(1)
+    zeros, low = np.zeros(1500), rng.uniform(0.0625, 0.0999, 40)
+    iou = np.concatenate(
+        [zeros, low, *(rng.uniform(b, b + 0.0999, 13) for b in (0.1, 0.2, 0.3, 0.4))]
+    )
+    iou = np.concatenate([iou, np.full(32, 0.8)])
+    kind = np.array([0] * 1592 + [1] * 32)
+    options = {"iou": iou, "balance": True, "count": 128, "positive_groups": "iou"}
+    for seed in range(4):
+        indices, _ = draw(kind, bins=7, key=jax.random.key(seed), **options)
+        taken = indices[kind[indices] == 0]
+        assert len(set(taken)) == 96
+        assert np.isin(np.arange(1540, 1592), taken).all()  # the four upper bins, whole
+        # 13 and 31 of one bin, in which low IoUs are one in 38; a bin of their own would give 13.
+        assert np.isin(taken, np.arange(1500, 1540)).sum() < 8
+    eight, _ = draw(kind, **options)
+    assert np.isin(eight, np.arange(1500, 1540)).sum() >= 12
 
 
 def test_a_balanced_choice_is_uniform_within_a_bin():

@@ -1,5 +1,6 @@
 """Sampled ROIs: quotas, appended ground truths, labels, order, keys by image."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,6 @@ from sephjax.targets import roi
 from sephjax.types import Proposals, Truth
 
 CLASSES, SAMPLES, FAR = 5, 16, 500.0
-MATCHER = functools.partial(matchers.max_iou, low=0.5, high=0.5, low_quality="none")
 
 
 def strip(count, y):
@@ -37,8 +37,8 @@ def proposals(images, near=8, far=40, valid=48):
     return Proposals(tile(boxes), tile(np.zeros(48, np.float32)), tile(np.arange(48) < valid))
 
 
-@functools.partial(jax.jit, static_argnames=("append", "fill"))
-def sample(keys, proposals, truth, append=0, fill="none"):
+@functools.partial(jax.jit, static_argnames=("append", "fill", "matched", "positive_iou"))
+def sample(keys, proposals, truth, append=0, fill="none", matched=0.5, positive_iou=0.0):
     sampler = functools.partial(
         sampling.sample_rois,
         count=SAMPLES,
@@ -51,10 +51,11 @@ def sample(keys, proposals, truth, append=0, fill="none"):
         keys,
         proposals,
         truth,
-        matcher=MATCHER,
+        matcher=functools.partial(matchers.max_iou, low=matched, high=matched, low_quality="none"),
         sampler=sampler,
         append=append,
         classes=CLASSES,
+        positive_iou=positive_iou,
     )
 
 
@@ -105,6 +106,37 @@ def test_exactly_sixteen_ground_truths_join_with_repetition():
     found = sample(keys(1), nothing, truths(20), 16, "repeat")
     assert len(np.unique(np.asarray(found.boxes[0, :, 0]))) == 16
     assert np.all(found.positive)
+
+
+def low_proposals(images=1):
+    """Eight boxes of IoU 2/3 with objects, forty of 10/30: positives at 0.3, not at 0.5."""
+    found = proposals(images)
+    low = np.tile(strip(8, 0.0) + np.float32([5, 0, 5, 0]), (5, 1))
+    return dataclasses.replace(found, boxes=found.boxes.at[:, 8:].set(low))
+
+
+@pytest.mark.parametrize(("append", "fill"), [(0, "none"), (16, "repeat")])
+def test_a_positive_of_low_iou_is_sampled_with_the_negatives_and_stays_positive(append, fill):
+    truth = truths(8)
+    found = sample(keys(1), low_proposals(), truth, append, fill, 0.3, 0.5)
+    iou = np.asarray(found.iou[0])
+    # A quarter over the threshold, as if the matcher had it; the rest are the low ones.
+    np.testing.assert_array_equal(iou > 0.5, np.arange(16) < 4)
+    np.testing.assert_allclose(iou[4:], 1 / 3, rtol=1e-5)
+    assert np.all(found.positive)
+    assert np.all(found.valid)
+    object_ = np.round(np.asarray(found.boxes[0, :, 0]) / 20).astype(int)  # 5 of 20 to the right
+    np.testing.assert_array_equal(found.labels[0], object_ % CLASSES)
+    np.testing.assert_array_equal(found.targets[0], truth.boxes[0][object_])
+    # Off, the matcher alone decides: a quarter of all positives, and no background is there.
+    found = sample(keys(1), low_proposals(), truth, append, "none", 0.3)
+    np.testing.assert_array_equal(found.valid[0], np.arange(16) < 4)
+
+
+def test_a_threshold_that_every_positive_passes_changes_nothing():
+    one = sample(keys(2), proposals(2), truths(8, 3), 16, "repeat")
+    two = sample(keys(2), proposals(2), truths(8, 3), 16, "repeat", 0.5, 0.5)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_an_image_without_objects_gives_background_only():
