@@ -2,15 +2,32 @@
 
 import pytest
 
-from configs import cascade, sephv9
+from configs import cascade, fpn3, sephv3, sephv9, sephv21
 from configs._chain import apply
 from sephjax import check
 from sephjax.errors import UserError
 
 
-@pytest.mark.parametrize("config", [cascade.get_config(), sephv9.get_config()])
-def test_the_rows_pass(config):
-    check.check(config)
+@pytest.mark.parametrize("module", [cascade, sephv3, sephv9, sephv21])
+def test_the_rows_pass(module):
+    check.check(module.get_config())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"roi.iou_branch": {"name": "none"}}, "test.iou_score is 'product', but .*'v0' or 'v1'"),
+        ({"test.iou_score": "sum"}, "test.iou_score is 'sum'; use 'none', 'product' or 'order'"),
+        ({"roi.positive_iou": -0.5}, "roi.positive_iou is -0.5; it must be 0 or more"),
+        ({"roi.sampler.bins": 0}, "roi.sampler.bins is 0"),
+        ({"roi.sampler.positive_bins": 0}, "roi.sampler.positive_bins is 0"),
+        ({"roi.sampler.positive_groups": "box"}, "is 'box'; use 'truth' or 'iou'"),
+        ({"roi.sampler.fill": "zeros"}, "is 'zeros'; use 'none' or 'repeat'"),
+    ],
+)
+def test_values_of_the_iou_branch_and_the_samplers_are_checked(change, told):
+    with pytest.raises(UserError, match=told):
+        check.check(apply(fpn3.get_config("pred_iou"), change, "a test"))
 
 
 @pytest.mark.parametrize(

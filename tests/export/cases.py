@@ -140,6 +140,40 @@ CASES |= {
         "mask.enabled": False,
     },
 }
+CASES |= {  # with an IoU branch
+    # The conventions of row 15, sephv3.
+    "series-low-iou-product": SERIES
+    | {
+        "fpn.inputs": ("c2", "c3", "c4", "c5"),
+        "rpn.levels": ("p3", "p4", "p5", "p6"),
+        "roi.levels": ("p2",),
+        "roi.pooler": {"name": "crop_max", "bins": (1, 1)},
+        "roi.class_agnostic": True,
+        "roi.iou_branch": {"name": "v1", "negative_weight": 0.5},
+        "roi.head": {
+            "name": "separate_v2",
+            "fc_dims": FC_DIMS,
+            "conv_dims": (16, 16),
+            "norm": "evonorm_s0",
+        },
+        "mask.enabled": False,
+        "test.iou_score": "product",
+    },
+    "torchvision-iou-order": MODERN
+    | {
+        "roi.head.fc_dims": FC_DIMS,
+        "roi.iou_branch": {"name": "v0"},
+        "test.iou_score": "order",
+    },
+    "cascade-iou-order": MODERN
+    | CASCADE
+    | {
+        "roi.head": {"name": "separate", "conv_dims": (16,), "norm": "gn"},
+        "roi.iou_branch": {"name": "v0"},
+        "mask.enabled": False,
+        "test.iou_score": "order",
+    },
+}
 HEADS = {  # with the keys that name a norm
     "fast_rcnn_conv_fc": (
         {"conv_dims": (16,), "fc_dims": FC_DIMS, "conv_norm": "", "fc_norm": ""},
@@ -162,7 +196,7 @@ def config(changes):
     return made
 
 
-def with_head(name, norm):
+def with_head(name, norm, more=()):
     """A config whose box head, RPN, FPN and mask head have one norm."""
     options, keys = HEADS[name]
     return config(
@@ -174,4 +208,5 @@ def with_head(name, norm):
             "mask.norm": norm,
             "mask.deconv_norm": norm,
         }
+        | dict(more)
     )

@@ -78,10 +78,11 @@ def settled(config, batch, seed=0):
         for stage in range(len(twin.weights)):
             head = params["box_head"]
             boxes = [rows["boxes"] for rows in proposals]
-            logits, deltas = (
-                torch.cat(part) for part in twin.classify(pyramid, boxes, extents, stage)
-            )
-            spread(head.get(f"stage{stage}", head), logits=(logits, 2.0), deltas=(deltas, 0.5))
+            logits, deltas, iou = twin.classify(pyramid, boxes, extents, stage)
+            wanted = {"logits": (torch.cat(logits), 2.0), "deltas": (torch.cat(deltas), 0.5)}
+            if config.roi.iou_branch.name != "none":
+                wanted["iou"] = torch.cat(iou), 2.0
+            spread(head.get(f"stage{stage}", head), **wanted)
             moves = twin.classify(pyramid, boxes, extents, stage)[1]
             proposals = twin.moved(proposals, moves, size, stage)
         if config.mask.enabled:

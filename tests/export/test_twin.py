@@ -63,6 +63,10 @@ def check_proposals(ours, theirs):
         assert parity.error(found["scores"][mate], ours.proposals.scores[i][valid]) < TOLERANCE
         assert parity.error(logits, ours.boxes.logits[i][valid]) < TOLERANCE
         assert parity.error(boxes, ours.boxes.deltas[i][valid]) < TOLERANCE
+        assert ("box_iou" in theirs) == (ours.boxes.iou is not None)
+        if ours.boxes.iou is not None:
+            iou = theirs["box_iou"][i].numpy()[mate]
+            assert parity.error(iou, ours.boxes.iou[i][valid]) < TOLERANCE
 
 
 def check_detections(ours, theirs, count, *, masks):

@@ -35,14 +35,16 @@ def maps(prefix, levels, channels):
 @pytest.mark.parametrize("norm", cases.NORMS)
 @pytest.mark.parametrize("head", cases.HEADS)
 def test_every_box_head_with_every_norm(head, norm):
-    twin, model, params, frozen = parity.drawn(cases.with_head(head, norm))
+    branch = {"roi.iou_branch": {"name": "v1", "negative_weight": 0.3}}
+    twin, model, params, frozen = parity.drawn(cases.with_head(head, norm, branch))
     pooled = normal(0, 6, 7, 7, 16)
     run = lambda *args: model.apply(*args, method="box_head.__call__")
     expected = narrow.jit(run)(params, frozen, pooled)
     with torch.no_grad():
-        logits, deltas = twin.box_head(nchw(pooled))
+        logits, deltas, iou = twin.box_head(nchw(pooled))
     assert parity.error(logits, expected.logits) < TOLERANCE
     assert parity.error(deltas, expected.deltas) < TOLERANCE
+    assert parity.error(iou, expected.iou) < TOLERANCE
 
 
 @pytest.mark.parametrize("norm", cases.NORMS)

@@ -51,6 +51,59 @@ def test_outputs_are_float32_logits_and_deltas_of_every_class(kind):
         assert (out.deltas.shape, out.deltas.dtype) == ((6, 1 if agnostic else 5, 4), jnp.float32)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_iou_branch_is_one_more_float32_logit_of_a_roi(kind):
+    model = boxes(kind, predictors=box_head.Predictors(5, iou=True))
+    x = jax.ShapeDtypeStruct((6, *POOLED), jnp.bfloat16)
+    out = jax.eval_shape(model.apply, *model.abstract, x)
+    assert (out.iou.shape, out.iou.dtype) == ((6,), jnp.float32)
+    without = boxes(kind)
+    assert jax.eval_shape(without.apply, *without.abstract, x).iou is None
+    more = {"iou/kernel", "iou/bias"}
+    if kind is box_head.SeparateFastRCNNConvFCHeadV2:
+        more |= {"overlap/conv0/kernel", *(f"overlap/norm0/{x}" for x in ("beta", "gamma", "v"))}
+    assert shapes_of(model).keys() - shapes_of(without).keys() == more
+    assert shapes_of(without).keys() <= shapes_of(model).keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_deltas_do_not_know_of_an_iou_branch(kind):
+    with_, without = boxes(kind, predictors=box_head.Predictors(5, iou=True)), boxes(kind)
+    params, frozen = reference.draw(with_)
+    kept = {name: part for name, part in params.items() if name in without.abstract[0]}
+    out, expected = with_.apply(params, frozen, pooled()), without.apply(kept, frozen, pooled())
+    np.testing.assert_array_equal(out.logits, expected.logits)
+    np.testing.assert_array_equal(out.deltas, expected.deltas)
+
+
+@pytest.mark.parametrize("convs", [1, 4])
+def test_the_iou_branch_of_v2_is_a_convolution_beside_the_last_of_the_box(convs):
+    options = {"conv_dims": (64,) * convs, "fc_dims": (16,)}
+    predictors = box_head.Predictors(5, class_agnostic=True, iou=True)
+    model = boxes(box_head.SeparateFastRCNNConvFCHeadV2, predictors=predictors, **options)
+    params, frozen = reference.draw(model)
+    # With the last convolution's values it is a fifth delta.
+    last = f"conv{convs - 1}", f"norm{convs - 1}"
+    params["overlap"] = {f"{name[:4]}0": params["refine"][name] for name in last}
+    params["iou"] = {name: x[..., 2:3] for name, x in params["deltas"].items()}
+    out = model.apply(params, frozen, pooled())
+    np.testing.assert_allclose(out.iou, out.deltas[:, 0, 2], rtol=1e-5, atol=1e-5)
+    slopes = jax.grad(lambda p: jnp.sum(model.apply(p, frozen, pooled()).iou))(params)
+    shared = [f"conv{i}" for i in range(convs) if np.any(slopes["refine"][f"conv{i}"]["kernel"])]
+    assert shared == [f"conv{i}" for i in range(convs - 1)]
+    for part in ("classify", "logits", "deltas"):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(slopes[part])), part
+
+
+def test_the_iou_branch_of_the_series_reads_the_third_of_four_convolutions():
+    predictors = box_head.Predictors(80, iou=True)
+    head = box_head.SeparateFastRCNNConvFCHeadV2
+    shapes = shapes_of(functional(lambda rngs: head((7, 7, 256), predictors, rngs=rngs)))
+    assert shapes["overlap/conv0/kernel"] == (3, 3, 256, 256)
+    assert "overlap/conv1/kernel" not in shapes
+    assert shapes["iou/kernel"] == (12544, 1)
+
+
 def test_the_series_head_v2_has_two_dense_layers_and_four_convolutions():
     model = functional(
         lambda rngs: box_head.SeparateFastRCNNConvFCHeadV2(

@@ -246,12 +246,12 @@ class SeparateFastRCNNConvFCHeadV2(nnx.Module):
         self.classify = FCTower(flat, fc_dims, norm=norm, init=init, rngs=rngs)
         self.refine = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
         self.logits = Logits(fc_dims[-1], predictors, rngs=rngs)
-        self.deltas = Deltas(height * width * conv_dims[-1], predictors, rngs=rngs)
-        self.iou = None
+        flat = height * width * conv_dims[-1]
+        self.deltas = Deltas(flat, predictors, rngs=rngs)
+        self.iou = Iou(flat, predictors, rngs=rngs) if predictors.iou else None
         if predictors.iou:
-            _, before, last = (channels, channels, *conv_dims)[-3:]
+            before, last = (channels, *conv_dims)[-2:]
             self.overlap = ConvTower(before, (last,), norm=norm, init=init, rngs=rngs)
-            self.iou = Iou(height * width * last, predictors, rngs=rngs)
 
     def __call__(
         self,
