@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sephjax import build
+from sephjax import build, recipe
 from sephjax.export import torch as export
 from sephjax.train import step
 from sephjax.types import Batch, Truth
@@ -110,7 +110,8 @@ def ours(config, params, frozen, batch) -> Stages:
     def run(params, frozen, batch):
         size = batch.size if config.mask_padding else None
         pyramid, proposals, boxes = model.apply(params, frozen, batch, method="candidates")
-        rpn = model.apply(params, frozen, pyramid, size, method="rpn.__call__")
+        anchored = {name: pyramid[name] for name in recipe.rpn_levels_of(config)}
+        rpn = model.apply(params, frozen, anchored, size, method="rpn.__call__")
         return Stages(pyramid, rpn, proposals, boxes, predict(params, frozen, batch))
 
     batch = jax.tree.map(jnp.asarray, batch)

@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from configs import mask_rcnn, sephv14
 from sephjax import recipe
 from sephjax.export import torch as export
-from tests import narrow
+from tests import narrow, test_predict
 from tests.export import cases, parity
 
 torch = pytest.importorskip("torch")
@@ -85,9 +86,30 @@ def test_retinanets_head_with_every_norm(norm):
     assert parity.error(deltas, expected.deltas) < TOLERANCE
 
 
+@pytest.mark.parametrize("use", ["none", "product", "order"])
+def test_a_predicted_iou_scores_or_ranks_the_twins_detections(use):
+    from sephjax.export import twin as twins
+
+    outputs, proposals = test_predict.drawn(13, branch=True)
+    changes = (("iou_score", use), ("one_class_per_box", True))
+    ours = test_predict.run(outputs, proposals, changes)
+    rules = config_dict.ConfigDict(test_predict.OPTIONS | dict(changes))
+    valid = np.asarray(proposals.valid)
+    tensor = lambda leaf: torch.from_numpy(np.array(leaf)[valid])
+    parts = [tensor(x) for x in (outputs.logits, outputs.deltas, outputs.iou, proposals.boxes)]
+    size = tuple(int(side) for side in test_predict.SIZE)
+    theirs = twins.detections(*parts, size, test_predict.WEIGHTS, rules)
+    count = len(theirs["boxes"])
+    np.testing.assert_array_equal(ours.valid, np.arange(len(ours.valid)) < count)
+    assert count >= 10
+    np.testing.assert_allclose(theirs["boxes"], ours.boxes[:count], atol=1e-4)
+    np.testing.assert_allclose(theirs["scores"], ours.scores[:count], atol=1e-5)
+    np.testing.assert_array_equal(theirs["labels"], ours.labels[:count])
+
+
 def test_without_proposals_a_twin_has_no_detections():
     rule = cases.RETINANET["rpn.proposals"] | {"test_score": 1.0}
-    for name in ("slim-series-retinanet-boxes", "torchvision-cascade"):
+    for name in ("slim-series-retinanet-boxes", "torchvision-cascade", "cascade-iou-order"):
         changes = cases.CASES[name] | cases.RETINANET | {"rpn.proposals": rule}
         twin, _, _, _ = parity.drawn(cases.config(changes))
         out = twin(torch.zeros((2, *CANVAS, 3), dtype=torch.uint8), torch.from_numpy(SIZES))
