@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
             "steps": 90_000,
             "batch": 16,  # images a step, over all devices and hosts
             "log_every": 20,  # steps
+            "ema": 0.0,  # decay of averaged weights, which are then evaluated and exported; 0: none
         }
     )
     config.eval = ConfigDict(
@@ -92,6 +93,12 @@ def data() -> ConfigDict:
             },
             "resize": "keep_aspect",  # keep_aspect | series (stretches the short side when long_side binds)
             "flip": 0.5,  # probability of a horizontal flip
+            # Large-scale jitter: with crop > 0 pictures are resized to fit low..high times crop (in
+            # place of short_sides, long_side, aspects and resize) and cut to crop x crop pixels.
+            "jitter": {"low": 1.0, "high": 1.0, "crop": 0},
+            "copy_paste": 0.0,  # probability an image that objects of another one are pasted onto it
+            "stitch": 0.0,  # probability that two images of a batch share a canvas; in the series of a
+            # GPU's batch (rpn.sample_group images; where that is 1, of the whole batch)
             "size_multiple": 32,  # canvases are multiples of it, pixels
             "max_objects": 100,  # objects an image holds in training; the smallest beyond are dropped and counted
             "skip_empty": True,  # leave training images without a non-crowd object out

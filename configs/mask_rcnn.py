@@ -119,7 +119,7 @@ ROWS = {
         {
             "data.train": SIXTEEN,
             "data.eval": SIXTEEN,
-            "train": {"steps": 500, "batch": 2, "log_every": 10},
+            "train": {"steps": 500, "batch": 2, "log_every": 10, "ema": 0.0},
             "eval": {
                 "every": 100,
                 "batch": 2,

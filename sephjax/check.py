@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from configs._chain import flat
 from sephjax.errors import UserError
+from sephjax.input import buckets
 from sephjax.weights.formats import FORMATS
 
 _NORMS = ("none", "evonorm_s0", "gn", "frozen_bn", "bn")
@@ -38,9 +39,10 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",
-    "rpn.samples", "roi.cascade.append", "roi.positive_iou", "optimizer.lr",
+    "data.jitter.crop", "rpn.samples", "roi.cascade.append", "roi.positive_iou", "optimizer.lr",
     "schedule.warmup_steps", "parity.tolerance",
 )  # fmt: skip
+_PROBABILITIES = ("data.flip", "data.stitch", "data.copy_paste")
 
 
 def check(config: ConfigDict) -> None:
@@ -62,6 +64,7 @@ def check(config: ConfigDict) -> None:
             f"data.eval.short_sides is {config.data.eval.short_sides}; an evaluation has exactly "
             "one."
         )
+    _check_data(config, values)
     _check_rpn(config)
     _check_cascade(config)
     _check_iou_branch(config)
@@ -71,6 +74,31 @@ def check(config: ConfigDict) -> None:
             f"train.batch is {config.train.batch}, which groups of rpn.sample_group={group} images "
             "do not divide; change one of them."
         )
+
+
+def _check_data(config: ConfigDict, values: dict[str, Any]) -> None:
+    for key in _PROBABILITIES:
+        if not 0 <= values[key] <= 1:
+            raise UserError(f"{key} is {values[key]}; it is a probability, from 0 to 1.")
+    if not 0 <= config.train.ema < 1:
+        raise UserError(f"train.ema is {config.train.ema}; it is a decay, 0 or more and below 1.")
+    jitter = config.data.jitter
+    if not 0 < jitter.low <= jitter.high:
+        raise UserError(
+            f"data.jitter.low={jitter.low} and data.jitter.high={jitter.high} are no range of "
+            "scales; they must be above 0, the lower one first."
+        )
+    if not jitter.crop and (jitter.low, jitter.high) != (1.0, 1.0):
+        raise UserError(
+            "data.jitter.low and data.jitter.high do nothing while data.jitter.crop is 0; set it "
+            "to the side of the crop, or them to 1."
+        )
+    if config.data.stitch and config.train.batch < 2:
+        raise UserError(
+            f"data.stitch={config.data.stitch} needs two images a step and train.batch is "
+            f"{config.train.batch}; change one of them."
+        )
+    buckets.training(config.data)
 
 
 def _check_rpn(config: ConfigDict) -> None:

@@ -120,9 +120,11 @@ def _short(value: Any) -> str:
 def costs(config: ConfigDict, model: Functional) -> dict[str, tuple[int, int, Cost]]:
     """Canvas and cost an image of the forward pass in training and of prediction."""
     found = {}
-    for what, view in (("train", config.data.train), ("predict", config.data.eval)):
-        sizes = view.short_sides, view.long_side, view.aspects, config.data.size_multiple
-        height, width = buckets.canvases(*sizes)[0]  # the smallest landscape one
+    view = config.data.eval
+    sizes = view.short_sides, view.long_side, view.aspects, config.data.size_multiple
+    canvases = {"train": buckets.training(config.data), "predict": buckets.canvases(*sizes)}
+    for what, choices in canvases.items():
+        height, width = choices[0]  # the smallest landscape one
         batch = _abstract_batch(height, width, config.mask.enabled)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
         if what == "train":

@@ -18,7 +18,7 @@ from sephjax.nets.functional import Functional
 from sephjax.train import loop, optimizer, sharding, step
 from sephjax.train import workdir as claims
 from sephjax.train.setup import Setup
-from sephjax.types import Batch, Detections, Params, TrainState
+from sephjax.types import Batch, Detections, Params, TrainState, Weights
 
 PICTURES = 8  # drawn after an evaluation
 
@@ -60,7 +60,8 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
 
     def state_of(params: Params, frozen: Params, key: Any) -> TrainState:
         trained, _ = optimizer.split_by_mask(params, mask)
-        return TrainState(jnp.int32(0), params, frozen, tx.init(trained), key)
+        averages = Weights(params, frozen) if config.train.ema else None
+        return TrainState(jnp.int32(0), params, frozen, tx.init(trained), key, averages)
 
     def init() -> TrainState:
         weights_key, run_key = jax.random.split(jax.random.key(config.seed))
@@ -72,13 +73,16 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
         mesh=mesh,
         init=init,
         abstract=jax.eval_shape(state_of, params, frozen, jax.random.key(0)),
-        train_step=step.make_train_step(model, tx, build.losses(config), mask),
+        train_step=step.make_train_step(
+            model, tx, build.losses(config), mask, ema=config.train.ema
+        ),
         batches=pipeline.train_batches(
             source,
             config.data,
             seed=config.seed,
             batch=config.train.batch,
             steps=config.train.steps,
+            group=config.rpn.sample_group,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             masks=config.mask.enabled,
@@ -167,7 +171,7 @@ def evaluate(config: ConfigDict, workdir: str, at: int | None) -> int:
             "evaluate it on data with the same list."
         )
     model = build.model(config, len(source.categories))
-    params, frozen = restore.weights(model, folder, step)
+    params, frozen = restore.weights(config, model, folder, step)
     _evaluation(config, model, source, folder)(step, params, frozen)
     return 0
 
@@ -184,7 +188,7 @@ def predict(config: ConfigDict, workdir: str, at: int | None, images: str, outpu
         raise UserError(f"--output={output} is a file; name a folder.")
     categories = claims.load_categories(folder)
     model = build.model(config, len(categories))
-    params, frozen = restore.weights(model, folder, step)
+    params, frozen = restore.weights(config, model, folder, step)
     predict_step = predictor(config, model, sharding.make_mesh())
     done = predicting.predict_files(
         paths,

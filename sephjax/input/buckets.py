@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,23 @@ def canvases(
     pairs = sorted({(up(short), max(up(long), up(short))) for long in longs})
     both = [canvas for low, high in pairs for canvas in ((low, high), (high, low))]
     return list(dict.fromkeys(both))
+
+
+def training(data: Any) -> list[Canvas]:
+    """The canvases of the training split of `config.data`: with large-scale jitter one square.
+
+    Raises:
+        UserError: the sides do not do.
+    """
+    split, crop, multiple = data.train, int(data.jitter.crop), int(data.size_multiple)
+    if not crop:
+        return canvases(split.short_sides, split.long_side, split.aspects, multiple)
+    if crop < 0 or crop % multiple:
+        raise UserError(
+            f"data.jitter.crop={crop} is no multiple of data.size_multiple={multiple}: change one "
+            f"of them."
+        )
+    return [(crop, crop)]
 
 
 def assign(

@@ -23,7 +23,8 @@ from sephjax.input.batches import (
     place_image,
     to_batch,
 )
-from sephjax.input.buckets import Canvas, assign, canvases, group
+from sephjax.input.buckets import Canvas, assign, canvases, training
+from sephjax.input.buckets import group as by_bucket
 from sephjax.input.example import Source
 from sephjax.input.schedule import Schedule
 
@@ -50,10 +51,7 @@ class TrainPipeline:
         prepared = next(self._ahead[0])
         self._step += 1
         _log_unreadable(prepared, self._source, self._known)
-        dropped = {
-            "unreadable_images": len(prepared.unreadable),
-            "objects_over_cap": prepared.over_cap,
-        }
+        dropped = {"unreadable_images": len(prepared.unreadable), **prepared.lost}
         return to_batch(prepared.arrays), {name: n for name, n in dropped.items() if n}
 
     def get_state(self) -> dict[str, int]:
@@ -70,7 +68,7 @@ class TrainPipeline:
         _close(self._ahead)
 
 
-def train_batches(
+def train_batches(  # noqa: PLR0913, each of the run or of the process
     source: Source,
     data: Any,
     *,
@@ -78,6 +76,7 @@ def train_batches(
     batch: int,
     steps: int,
     masks: bool,
+    group: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainPipeline:
@@ -90,16 +89,23 @@ def train_batches(
         batch: images a step, over all processes.
         steps: the iterator ends after so many.
         masks: make mask crops.
+        group: images among which `data.stitch` draws its pair (what the series had on one GPU:
+            `rpn.sample_group`); 1: the whole batch.
         process_index: of this process, 0..process_count-1; it takes that slice of every batch.
         process_count: number of processes.
+
+    Raises:
+        UserError: the config or the source does not do.
     """
-    choices = canvases(
-        data.train.short_sides, data.train.long_side, data.train.aspects, data.size_multiple
-    )
+    choices = training(data)
     frame = frame_of(data, data.train, train=True, masks=masks)
-    where = assign(source.sizes, choices, frame.short_sides, frame.long_side, frame.resize)
-    buckets, members = group(where, choices)
+    where = np.zeros(len(source), np.int64)
+    if not frame.crop:
+        where = assign(source.sizes, choices, frame.short_sides, frame.long_side, frame.resize)
+    buckets, members = by_bucket(where, choices)
     local = _local(batch, process_count, "train.batch")
+    if frame.copy_paste:
+        _require_pasteable(source)
     make = TrainBatches(
         source=source,
         schedule=Schedule(seed, batch, tuple(members)),
@@ -107,6 +113,7 @@ def train_batches(
         frame=frame,
         first=process_index * local,
         local=local,
+        group=batch if group == 1 else min(group, batch),
     )
     return TrainPipeline(source, make, data, steps)
 
@@ -159,7 +166,7 @@ def eval_batches(
     """
     frame, choices = _eval_frame(data)
     where = assign(source.sizes, choices, frame.short_sides, frame.long_side, frame.resize)
-    buckets, members = group(where, choices)
+    buckets, members = by_bucket(where, choices)
     plan = tuple(
         (bucket, indices[start : start + batch])
         for bucket, indices in enumerate(members)
@@ -203,6 +210,16 @@ def _eval_frame(data: Any) -> tuple[Any, list[Canvas]]:
         data.eval.short_sides, data.eval.long_side, data.eval.aspects, data.size_multiple
     )
     return frame_of(data, data.eval, train=False, masks=False), choices
+
+
+def _require_pasteable(source: Source) -> None:
+    if len(source) < 2:
+        raise UserError("data.copy_paste needs a second picture: give more, or set it to 0.")
+    if not source.has_masks:
+        raise UserError(
+            "The data has objects without a segmentation, which data.copy_paste cannot cut out: "
+            "use data with masks, or set data.copy_paste to 0."
+        )
 
 
 def _local(batch: int, process_count: int, key: str) -> int:

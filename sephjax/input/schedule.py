@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_OFFSETS, _ORDER, _AUGMENT = 0, 1, 2  # purposes of random streams
+_OFFSETS, _ORDER, _AUGMENT = 0, 1, 2  # purposes of random streams; 3 is that of drawn shapes
+_PASTE, _STITCH = 4, 5
 
 
 class Item(NamedTuple):
@@ -35,6 +36,16 @@ def stream(seed: int, *path: int) -> np.random.Generator:
 def augmentation(seed: int, item: Item) -> np.random.Generator:
     """The random stream that augments a picture in an epoch."""
     return stream(seed, _AUGMENT, item.epoch, item.picture)
+
+
+def pasting(seed: int, item: Item) -> np.random.Generator:
+    """The random stream of what is pasted onto a picture in an epoch."""
+    return stream(seed, _PASTE, item.epoch, item.picture)
+
+
+def stitching(seed: int, step: int, group: int) -> np.random.Generator:
+    """The random stream of what is stitched in a group of a step's batch."""
+    return stream(seed, _STITCH, step, group)
 
 
 @dataclasses.dataclass(frozen=True)

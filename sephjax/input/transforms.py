@@ -11,7 +11,7 @@ from sephjax.input.objects import Segmentation
 coco_mask: Any = _coco_mask  # its stubs know one of its call forms only
 
 MASK_SIZE = 112  # cells a side of a mask crop
-_FAR = 1e4  # cells; polygon points further out are moved to it, so that bad boxes stay cheap
+_FAR = 1e4  # cells; what of a polygon lies further out is cut off, so that slivers stay cheap
 
 
 def resized_shape(h: Any, w: Any, short: Any, long: int, mode: str) -> tuple[Any, Any]:
@@ -108,44 +108,101 @@ def crop_masks_to_boxes(
         uint8 [m, 112, 112], 0 or 1.
     """
     crops = np.zeros((len(boxes), MASK_SIZE, MASK_SIZE), np.uint8)
+    frame = (MASK_SIZE, MASK_SIZE)
     rows, outlines = [], []
     for row, (segmentation, box) in enumerate(zip(segmentations, boxes, strict=True)):
         if isinstance(segmentation, dict):
-            crops[row] = _crop_rle(segmentation, box, height, width)
+            crops[row] = _crop_rle(segmentation, box, frame, (height, width))
         elif segmentation:
-            rings = _rings_in_box(segmentation, box)
+            rings = _rings_in_box(segmentation, box, frame)
             if rings:
                 rows.append(row)
-                outlines.append(coco_mask.merge(coco_mask.frPyObjects(rings, MASK_SIZE, MASK_SIZE)))
+                outlines.append(coco_mask.merge(coco_mask.frPyObjects(rings, *frame)))
     if rows:
         crops[rows] = coco_mask.decode(outlines).transpose(2, 0, 1)
     return crops
 
 
-def _rings_in_box(rings: list[np.ndarray], box: np.ndarray) -> list[np.ndarray]:
-    # pycocotools takes four numbers for a box, and fewer than three points enclose nothing.
-    corner, scale = box[:2], MASK_SIZE / (box[2:] - box[:2])
-    return [
-        np.clip((ring.reshape(-1, 2) - corner) * scale, -_FAR, _FAR).ravel()
-        for ring in rings
-        if len(ring) >= 6 and len(ring) % 2 == 0
-    ]
+def rasterize(
+    segmentation: Segmentation, box: np.ndarray, shape: tuple[int, int], file: tuple[int, int]
+) -> np.ndarray:
+    """The part of a mask inside a box, at any resolution; else as `crop_masks_to_boxes`.
+
+    Args:
+        segmentation: in pixels of the file.
+        box: float [4] xyxy, in pixels of the file, no side 0.
+        shape: rows and columns that the box is cut into.
+        file: height and width of the file.
+
+    Returns:
+        uint8 [*shape], 0 or 1.
+    """
+    if isinstance(segmentation, dict):
+        return _crop_rle(segmentation, box, shape, file)
+    rings = _rings_in_box(segmentation or [], box, shape)
+    if not rings:
+        return np.zeros(shape, np.uint8)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(rings, *shape)))
 
 
-def _crop_rle(rle: dict[str, Any], box: np.ndarray, height: int, width: int) -> np.ndarray:
-    if isinstance(rle["counts"], list):
-        rle = coco_mask.frPyObjects(rle, *rle["size"])
-    full = coco_mask.decode(rle)
-    if full.shape != (height, width):
-        raise ValueError(f"a mask of {full.shape} pixels in an image of {height}x{width}")
-    step = (box[2:] - box[:2]) / MASK_SIZE
+def sample_in_box(full: np.ndarray, box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A mask of pixels, sampled bilinearly at the centres of the cells of a box.
+
+    Args:
+        full: uint8 or bool [h, w], 0 or 1; beyond its edges it goes on as at the edge.
+        box: float [4] xyxy in its pixels, no side 0.
+        shape: rows and columns of cells.
+
+    Returns:
+        uint8 [*shape], 1 where the sample is at least one half.
+    """
+    step = (box[2:] - box[:2]) / np.asarray(shape[::-1])
     start = box[:2] + 0.5 * step - 0.5  # array position of the centre of cell 0
     back = np.asarray([[step[0], 0.0, start[0]], [0.0, step[1], start[1]]])
     sampled = cv2.warpAffine(
         full * np.uint8(255),
         back,
-        (MASK_SIZE, MASK_SIZE),
+        shape[::-1],
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
     return (sampled >= 128).astype(np.uint8)
+
+
+def _rings_in_box(
+    rings: list[np.ndarray], box: np.ndarray, shape: tuple[int, int]
+) -> list[np.ndarray]:
+    # pycocotools takes four numbers for a box, and fewer than three points enclose nothing.
+    corner, scale = box[:2], np.asarray(shape[::-1]) / (box[2:] - box[:2])
+    inside = [
+        _near((ring.reshape(-1, 2) - corner) * scale)
+        for ring in rings
+        if len(ring) >= 6 and len(ring) % 2 == 0
+    ]
+    return [points.ravel() for points in inside if len(points) >= 3]
+
+
+def _near(points: np.ndarray) -> np.ndarray:
+    """A polygon [n, 2] cut to +-_FAR on both axes, by half planes (Sutherland and Hodgman 1974)."""
+    for axis, sign in ((0, 1.0), (0, -1.0), (1, 1.0), (1, -1.0)):
+        if np.abs(points).max(initial=0.0) <= _FAR:
+            break
+        depth = sign * points[:, axis] + _FAR
+        after, ahead = np.roll(depth, -1), np.roll(points, -1, axis=0)
+        crosses = (depth >= 0) != (after >= 0)
+        share = np.divide(depth, depth - after, out=np.zeros_like(depth), where=crosses)
+        both = np.stack([points, points + share[:, None] * (ahead - points)], axis=1)
+        keep = np.stack([depth >= 0, crosses], axis=1)
+        points = both[keep]
+    return points
+
+
+def _crop_rle(
+    rle: dict[str, Any], box: np.ndarray, shape: tuple[int, int], file: tuple[int, int]
+) -> np.ndarray:
+    if isinstance(rle["counts"], list):
+        rle = coco_mask.frPyObjects(rle, *rle["size"])
+    full = coco_mask.decode(rle)
+    if full.shape != file:
+        raise ValueError(f"a mask of {full.shape} pixels in an image of {file[0]}x{file[1]}")
+    return sample_in_box(full, box, shape)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from sephjax.input import batches, coco
+from sephjax.input import batches, coco, views
 from sephjax.ops import masks as mask_ops
 from sephjax.types import Batch
 
@@ -26,8 +26,10 @@ def batch(folder, rows=ROWS) -> Batch:
     arrays = batches.blank(len(rows), CANVAS, OBJECTS, masks=True)
     for slot, row in enumerate(rows):
         example = source.example(row)
+        file = (example.height, example.width)
+        view = views.draw(np.random.default_rng(0), file, CANVAS, frame)
         batches.place_image(arrays, slot, example.image, SHORT, frame)
-        batches.place_objects(arrays, slot, example, frame, flip=False)
+        batches.place_objects(arrays, slot, (views.seen(example, view)[0],), frame)
         arrays["index"][slot] = row
     return batches.to_batch(arrays)
 
