@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = sources.open_source(config.data, train=False)
     model = build.model(config, len(source.categories))
     step = restore.step_of(options.workdir, None)
-    params, frozen = restore.weights(model, options.workdir, step)
+    params, frozen = restore.weights(config, model, options.workdir, step)
     detect = predictor(config, model, sharding.make_mesh())
     theirs = make_peer(len(source.categories))
 

@@ -2,6 +2,7 @@
 
 A checkpoint holds the items `params`, `frozen`, `optimizer` (its state, the step, the key) and
 `input` (the data iterator of each process, as JSON), so that evaluation reads only the first two.
+With `train.ema` there are also `averages_params` and `averages_frozen`, and it reads those instead.
 Saving runs in the background; what was not finished has another name until it is, and is never
 restored.
 """
@@ -20,9 +21,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 
 from sephjax.errors import RunError, UserError
-from sephjax.types import Params, TrainState
+from sephjax.types import Params, TrainState, Weights
 
 WEIGHTS = ("params", "frozen")
+AVERAGES = tuple(f"averages_{name}" for name in WEIGHTS)
 
 
 class DamagedError(RunError):
@@ -80,7 +82,7 @@ class Checkpoints:
 
         The arrays are copied before this returns, so `state` may be donated afterwards.
         """
-        items = _weight_items(state.params, state.frozen)
+        items = _weight_items(_named(Weights(state.params, state.frozen), state.averages))
         rest = {"opt_state": state.opt_state, "step": state.step, "key": _key_data(state.key)}
         items["optimizer"] = ocp_args.StandardSave(rest)
         items["input"] = ocp_args.JsonSave({"processes": _gather_json(input_state)})
@@ -88,7 +90,7 @@ class Checkpoints:
 
     def save_weights(self, step: int, params: Params, frozen: Params) -> None:
         """Saves weights alone, and waits for it: for evaluation and export, not to resume from."""
-        self._save(step, _weight_items(params, frozen), wait=True)
+        self._save(step, _weight_items(_named(Weights(params, frozen))), wait=True)
 
     def _save(self, step: int, items: dict[str, Any], *, wait: bool) -> None:
         if step in self._manager.all_steps():
@@ -120,9 +122,8 @@ class Checkpoints:
         key = jax.eval_shape(_key_data, abstract.key)
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=abstract.step.sharding)
         rest = {"opt_state": abstract.opt_state, "step": abstract.step, "key": key}
-        targets = _present(
-            {"params": abstract.params, "frozen": abstract.frozen, "optimizer": rest}
-        )
+        named = _named(Weights(abstract.params, abstract.frozen), abstract.averages)
+        targets = _present(named | {"optimizer": rest})
         got = self._restore(step, targets, {"input": ocp_args.JsonRestore()})
         rest, inputs = got["optimizer"], got["input"]["processes"]
         state = TrainState(
@@ -131,6 +132,9 @@ class Checkpoints:
             frozen=got.get("frozen", {}),
             opt_state=rest["opt_state"],
             key=_key_like(abstract.key)(rest["key"]),
+            averages=Weights(*(got.get(item, {}) for item in AVERAGES))
+            if abstract.averages is not None
+            else None,
         )
         if len(inputs) != jax.process_count():
             raise UserError(
@@ -139,14 +143,32 @@ class Checkpoints:
             )
         return state, inputs[jax.process_index()]
 
-    def restore_weights(self, step: int, params: Params, frozen: Params) -> tuple[Params, Params]:
-        """Restores only the weights; arguments and errors as for `restore`."""
+    def restore_weights(
+        self, step: int, params: Params, frozen: Params, *, averages: bool = False
+    ) -> tuple[Params, Params]:
+        """Restores only the weights; arguments and errors as for `restore`.
+
+        Args:
+            step: one of `steps()`.
+            params: shapes, dtypes and shardings.
+            frozen: likewise.
+            averages: the moving averages instead. Where `save_weights` has saved the weights, they
+                are what there is; a checkpoint of training without averages is an error.
+        """
         self._check_there(step, self.steps())
-        got = self._restore(step, _present({"params": params, "frozen": frozen}), {})
-        return got.get("params", {}), got.get("frozen", {})
+        names = AVERAGES if averages and step in self.steps(whole=True) else WEIGHTS
+        if not self._has(step, names[0]):
+            raise UserError(
+                f"the checkpoint {self.directory / str(step)} holds no averaged weights; it was"
+                " trained without them, so set --config.train.ema=0."
+            )
+        got = self._restore(step, _present(dict(zip(names, (params, frozen), strict=True))), {})
+        return got.get(names[0], {}), got.get(names[1], {})
 
     def read_weights(self, step: int) -> dict[str, Any]:
         """All weights of a checkpoint as NumPy arrays, without knowing the model.
+
+        They are the moving averages where the checkpoint has them.
 
         Returns:
             One nested dict of the trained and the frozen values.
@@ -157,17 +179,21 @@ class Checkpoints:
         """
         self._check_there(step, self.steps())
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        names = AVERAGES if self._has(step, AVERAGES[0]) else WEIGHTS
         targets = {
             item: jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
                 self._stored(step, item),
             )
-            for item in WEIGHTS
-            if (self.directory / str(step) / item).exists()
+            for item in names
+            if self._has(step, item)
         }
         got = self._restore(step, targets, {})
-        params, frozen = (jax.tree.map(np.asarray, got.get(item, {})) for item in WEIGHTS)
+        params, frozen = (jax.tree.map(np.asarray, got.get(item, {})) for item in names)
         return _merged(params, frozen)
+
+    def _has(self, step: int, item: str) -> bool:
+        return (self.directory / str(step) / item).exists()
 
     def _restore(self, step: int, targets: dict[str, Any], others: dict[str, Any]) -> Any:
         for item, target in targets.items():
@@ -234,9 +260,16 @@ class Checkpoints:
             self._opened = None
 
 
-def _weight_items(params: Params, frozen: Params) -> dict[str, Any]:
-    trees = _present({"params": params, "frozen": frozen})
-    return {name: ocp_args.StandardSave(tree) for name, tree in trees.items()}
+def _named(weights: Weights, averages: Weights | None = None) -> dict[str, Any]:
+    """The trees of weights by the names of their items."""
+    found: dict[str, Any] = dict(zip(WEIGHTS, (weights.params, weights.frozen), strict=True))
+    if averages is not None:
+        found |= dict(zip(AVERAGES, (averages.params, averages.frozen), strict=True))
+    return found
+
+
+def _weight_items(trees: dict[str, Any]) -> dict[str, Any]:
+    return {name: ocp_args.StandardSave(tree) for name, tree in _present(trees).items()}
 
 
 def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

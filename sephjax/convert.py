@@ -132,7 +132,7 @@ def _give_out(
     step = restore.step_of(folder, at)
     categories = claims.load_categories(folder)
     model = build.model(config, len(categories))
-    params, frozen = restore.weights(model, folder, step)
+    params, frozen = restore.weights(config, model, folder, step)
     print(TARGETS[name](config, params, frozen, path))
 
 

@@ -2,6 +2,8 @@
 
 import pathlib
 
+from ml_collections import ConfigDict
+
 from sephjax.checkpoint import Checkpoints
 from sephjax.errors import UserError
 from sephjax.nets.functional import Functional
@@ -26,18 +28,25 @@ def step_of(workdir: pathlib.Path, at: int | None) -> int:
     return found
 
 
-def weights(model: Functional, workdir: pathlib.Path, step: int) -> tuple[Params, Params]:
+def weights(
+    config: ConfigDict, model: Functional, workdir: pathlib.Path, step: int
+) -> tuple[Params, Params]:
     """`(params, frozen)` of a checkpoint, a whole copy on each device.
 
+    With `train.ema` they are the moving averages.
+
     Raises:
-        UserError: it is of another model.
+        UserError: it is of another model, or was trained without averages.
     """
     checkpoints = Checkpoints(workdir / "checkpoints")
     mesh = sharding.make_mesh()
     params, frozen = model.abstract
     try:
         return checkpoints.restore_weights(
-            step, sharding.abstract_on(mesh, params), sharding.abstract_on(mesh, frozen)
+            step,
+            sharding.abstract_on(mesh, params),
+            sharding.abstract_on(mesh, frozen),
+            averages=config.train.ema > 0,
         )
     finally:
         checkpoints.close()

@@ -130,6 +130,14 @@ class Detections:
 
 
 @pytree
+class Weights:
+    """All weights of a model."""
+
+    params: Params
+    frozen: Params
+
+
+@pytree
 class TrainState:
     """All that a run needs to go on: saved whole, restored whole."""
 
@@ -138,3 +146,11 @@ class TrainState:
     frozen: Params  # loaded and saved with the weights, never differentiated
     opt_state: Any
     key: Array  # the run's root key; a step's key is folded from it
+    averages: Weights | None = None  # float32, with train.ema: moving averages of all weights
+
+    @property
+    def best(self) -> Weights:
+        """The weights to evaluate: the averages where the run has them."""
+        if self.averages is not None:
+            return self.averages
+        return Weights(self.params, self.frozen)

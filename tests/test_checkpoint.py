@@ -1,5 +1,6 @@
 """A checkpoint gives back every bit, and nothing that was not finished."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,7 +13,7 @@ import pytest
 from sephjax.checkpoint import Checkpoints, DamagedError
 from sephjax.errors import UserError
 from sephjax.train import sharding
-from sephjax.types import TrainState
+from sephjax.types import TrainState, Weights
 
 TX = optax.chain(
     optax.add_decayed_weights(1e-4, {"a": {"w": True}, "b": False}),
@@ -143,6 +144,54 @@ def test_weights_alone_can_be_evaluated_but_not_resumed(tmp_path):
     assert checkpoints.latest(whole=True) is None
     want = abstract()
     params, _ = checkpoints.restore_weights(0, want.params, want.frozen)
+    np.testing.assert_array_equal(params["b"], np.ones(3))
+    checkpoints.close()
+
+
+def averaged(seed: int) -> TrainState:
+    state = make_state(seed)
+    smooth = jax.tree.map(lambda x: x - 0.25, Weights(state.params, state.frozen))
+    return dataclasses.replace(state, averages=smooth)
+
+
+def abstract_averaged() -> TrainState:
+    return sharding.abstract_on(sharding.make_mesh(), jax.eval_shape(lambda: averaged(0)))
+
+
+def test_averages_come_back_bit_for_bit_and_are_what_is_read(tmp_path):
+    state = averaged(3)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, state, {}, wait=True)
+    got, _ = checkpoints.restore(3, abstract_averaged())
+    assert jax.tree.structure(got) == jax.tree.structure(state)
+    assert bits(got) == bits(state)
+    want = abstract()
+    smooth = checkpoints.restore_weights(3, want.params, want.frozen, averages=True)
+    plain = checkpoints.restore_weights(3, want.params, want.frozen)
+    for (params, frozen), shift in ((smooth, 0.25), (plain, 0.0)):
+        np.testing.assert_array_equal(params["b"], np.ones(3) - shift)
+        np.testing.assert_array_equal(frozen["mean"], np.full(4, 3 - shift))
+    np.testing.assert_array_equal(checkpoints.read_weights(3)["b"], np.full(3, 0.75))
+    checkpoints.close()
+
+
+def test_a_state_without_averages_saves_no_item_more(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1), {}, wait=True)
+    items = {path.name for path in (tmp_path / "1").iterdir() if path.is_dir()}
+    assert items == {"params", "frozen", "optimizer", "input"}
+    want = abstract()
+    with pytest.raises(UserError, match=r"no averaged weights; .* --config\.train\.ema=0\."):
+        checkpoints.restore_weights(1, want.params, want.frozen, averages=True)
+    checkpoints.close()
+
+
+def test_of_converted_weights_there_are_only_the_ones(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    state = make_state(0)
+    checkpoints.save_weights(0, state.params, state.frozen)
+    want = abstract()
+    params, _ = checkpoints.restore_weights(0, want.params, want.frozen, averages=True)
     np.testing.assert_array_equal(params["b"], np.ones(3))
     checkpoints.close()
 

@@ -212,7 +212,8 @@ class _Run:
                 return
             try:
                 with self.stop.droppable(), self.observer.aside():
-                    metrics = self.setup.evaluate(self.step, self.state.params, self.state.frozen)
+                    best = self.state.best
+                    metrics = self.setup.evaluate(self.step, best.params, best.frozen)
             except signals.Stopped:
                 self.stopping = True
                 return

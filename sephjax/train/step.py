@@ -8,8 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from sephjax.nets.functional import Functional
-from sephjax.train import optimizer
-from sephjax.types import Batch, Detections, Params, Proposals, TrainOutputs, TrainState
+from sephjax.train import averages, optimizer
+from sephjax.types import (
+    Batch,
+    Detections,
+    Params,
+    Proposals,
+    TrainOutputs,
+    TrainState,
+    Weights,
+)
 
 Losses = Callable[[TrainOutputs, Any], dict[str, jax.Array]]
 Classify = Callable[[Any, Proposals, Any], Detections]
@@ -20,6 +28,8 @@ def make_train_step(
     tx: optax.GradientTransformation,
     losses: Losses,
     fixed_mask: Any,
+    *,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One SGD step on one batch.
 
@@ -29,6 +39,7 @@ def make_train_step(
         losses: (outputs, size) -> `loss` and its terms.
         fixed_mask: tree of bools like the parameters; where True they stay as they are and their
             gradient is never computed.
+        ema: decay of the averages of the weights; a state without averages ignores it.
 
     An image's sampling key is folded from (run key, step, index of the image in its source), so the
     result does not depend on how the batch lies on devices.
@@ -52,7 +63,10 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         params = optimizer.join(cast("Params", optax.apply_updates(trained, updates)), fixed)
         scalars = terms | {"grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, frozen, opt_state, state.key), scalars
+        smooth = state.averages
+        if smooth is not None:
+            smooth = averages.update(smooth, Weights(params, frozen), state.step, ema)
+        return TrainState(state.step + 1, params, frozen, opt_state, state.key, smooth), scalars
 
     return train_step
 
