@@ -7,6 +7,7 @@ Saving runs in the background; what was not finished has another name until it i
 restored.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -112,7 +113,9 @@ class Checkpoints:
             abstract: shapes, dtypes and shardings; the key may be a typed key or raw key data.
 
         Returns:
-            The state, bit for bit, and this process' input state.
+            The state, bit for bit, and this process' input state. Where `abstract` has averages and
+            the checkpoint has none, they begin at its weights; those that `abstract` does not have
+            are not read. `has_averages` tells.
 
         Raises:
             UserError: if there is no such checkpoint, or it is of another model.
@@ -122,7 +125,8 @@ class Checkpoints:
         key = jax.eval_shape(_key_data, abstract.key)
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=abstract.step.sharding)
         rest = {"opt_state": abstract.opt_state, "step": abstract.step, "key": key}
-        named = _named(Weights(abstract.params, abstract.frozen), abstract.averages)
+        stored = abstract.averages if self.has_averages(step) else None
+        named = _named(Weights(abstract.params, abstract.frozen), stored)
         targets = _present(named | {"optimizer": rest})
         got = self._restore(step, targets, {"input": ocp_args.JsonRestore()})
         rest, inputs = got["optimizer"], got["input"]["processes"]
@@ -132,10 +136,12 @@ class Checkpoints:
             frozen=got.get("frozen", {}),
             opt_state=rest["opt_state"],
             key=_key_like(abstract.key)(rest["key"]),
-            averages=Weights(*(got.get(item, {}) for item in AVERAGES))
-            if abstract.averages is not None
-            else None,
+            averages=None if stored is None else Weights(*(got.get(item, {}) for item in AVERAGES)),
         )
+        if stored is None and abstract.averages is not None:
+            # Copies, since a step gives the arrays of its state away, each once.
+            copies = jax.tree.map(jnp.copy, Weights(state.params, state.frozen))
+            state = dataclasses.replace(state, averages=copies)
         if len(inputs) != jax.process_count():
             raise UserError(
                 f"the checkpoint of step {step} was written by {len(inputs)} processes and this run"
@@ -179,7 +185,7 @@ class Checkpoints:
         """
         self._check_there(step, self.steps())
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        names = AVERAGES if self._has(step, AVERAGES[0]) else WEIGHTS
+        names = AVERAGES if self.has_averages(step) else WEIGHTS
         targets = {
             item: jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
@@ -191,6 +197,10 @@ class Checkpoints:
         got = self._restore(step, targets, {})
         params, frozen = (jax.tree.map(np.asarray, got.get(item, {})) for item in names)
         return _merged(params, frozen)
+
+    def has_averages(self, step: int) -> bool:
+        """Does the checkpoint of a step hold moving averages of its weights?"""
+        return self._has(step, AVERAGES[0])
 
     def _has(self, step: int, item: str) -> bool:
         return (self.directory / str(step) / item).exists()

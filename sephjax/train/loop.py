@@ -112,11 +112,19 @@ class _Run:
                 continue
             self.setup.batches.set_state(place)
             self.observer.say(f"going on from step {step}")
+            self._tell_of_averages(step)
             return state
         # A copy, since the first step gives these arrays away.
         return jax.device_put(
             self.setup.init(), sharding.replicated(self.setup.mesh), may_alias=False
         )
+
+    def _tell_of_averages(self, step: int) -> None:
+        wanted, there = self.config.train.ema > 0, self.checkpoints.has_averages(step)
+        if wanted and not there:
+            self.observer.say("its weights were not averaged: the averages begin at them")
+        if there and not wanted:
+            self.observer.say("train.ema is 0: its averaged weights are left behind")
 
     def run(self) -> None:
         """Steps and evaluations until the end or a stop."""

@@ -21,6 +21,7 @@ HARMLESS = (
     "lineage",
     "train.steps",
     "train.log_every",
+    "train.ema",
     "eval.",
     "checkpoint.",
     "predict.",
@@ -74,6 +75,11 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
             notes.append(
                 f"train.steps was {before} and is {now}: the cosine of the learning rate now ends"
                 " there, so this is not the run that would have had it from the start."
+            )
+        if "train.ema" in differences:
+            before, now = differences["train.ema"]
+            notes.append(
+                f"train.ema was {before} and is {now}: other averages, the same training."
             )
     write_json(file, mine)
     return notes
