@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from sephjax import convert, modes, restore
+from sephjax import build, convert, modes, restore
 from sephjax.checkpoint import AVERAGES, Checkpoints
 from sephjax.errors import UserError
 from sephjax.train import sharding
@@ -38,8 +38,8 @@ def trained(tmp_path_factory, quick):  # noqa: F811
     return workdir
 
 
-def state_of(workdir, step):
-    setup = modes.make_setup(config_of(), workdir)
+def state_of(workdir, step, **changes):
+    setup = modes.make_setup(config_of(**changes), workdir)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state, _ = checkpoints.restore(step, sharding.abstract_on(setup.mesh, setup.abstract))
     checkpoints.close()
@@ -61,8 +61,6 @@ def test_two_and_two_steps_are_four_steps_bit_for_bit(trained, tmp_path):
 
 
 def model_of(config):
-    from sephjax import build
-
     return build.model(config, 3)
 
 
@@ -93,6 +91,39 @@ def test_a_run_without_them_cannot_be_read_with_them(trained, tmp_path):
         shutil.rmtree(copy / "checkpoints" / "4" / item)
     with pytest.raises(UserError, match=r"set --config\.train\.ema=0"):
         modes.evaluate(config_of(), str(copy), None)
+
+
+def test_averages_can_begin_and_end_within_a_run(trained, tmp_path, capsys):
+    """One more step from 4: with averages from a run without, and without from a run with them."""
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    for copy in (begun, ended):
+        shutil.copytree(trained, copy)
+    before = state_of(trained, 4)
+    for item in AVERAGES:
+        shutil.rmtree(begun / "checkpoints" / "4" / item)
+    written = json.loads((begun / "config.json").read_text())
+    written["train"]["ema"] = 0.0
+    (begun / "config.json").write_text(json.dumps(written))
+
+    assert modes.train(config_of(train__steps=5), str(begun)) == 0
+    told = capsys.readouterr().out
+    assert "train.ema was 0.0 and is 0.5: other averages, the same training" in told
+    assert "its weights were not averaged: the averages begin at them" in told
+    first = state_of(begun, 5)
+    leaves = (before.params, first.params, first.averages.params)
+    for old, new, smooth in zip(*map(jax.tree.leaves, leaves), strict=True):
+        decay = (1 + 4) / (10 + 4)  # of the fifth update
+        np.testing.assert_allclose(
+            smooth, decay * np.asarray(old) + (1 - decay) * np.asarray(new), rtol=1e-5, atol=1e-7
+        )
+
+    assert modes.train(config_of(train__steps=5, train__ema=0.0), str(ended)) == 0
+    assert "train.ema is 0: its averaged weights are left behind" in capsys.readouterr().out
+    assert not Checkpoints(ended / "checkpoints").has_averages(5)
+    last = state_of(ended, 5, train__ema=0.0)
+    assert last.averages is None
+    for a, b in zip(jax.tree.leaves(last.params), jax.tree.leaves(first.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # another program may fuse otherwise
 
 
 @pytest.mark.torch

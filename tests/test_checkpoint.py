@@ -186,6 +186,22 @@ def test_a_state_without_averages_saves_no_item_more(tmp_path):
     checkpoints.close()
 
 
+def test_averages_that_were_not_saved_begin_at_the_weights_and_unwanted_ones_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1), {}, wait=True)
+    checkpoints.save(2, averaged(2), {}, wait=True)
+    assert [checkpoints.has_averages(step) for step in (1, 2)] == [False, True]
+    got, _ = checkpoints.restore(1, abstract_averaged())
+    assert bits(got.averages) == bits(Weights(got.params, got.frozen))
+    assert bits(dataclasses.replace(got, averages=None)) == bits(make_state(1))
+    buffers = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(got.averages)}
+    assert not buffers & {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(got.params)}
+    got, _ = checkpoints.restore(2, abstract())
+    assert got.averages is None
+    assert bits(got) == bits(make_state(2))
+    checkpoints.close()
+
+
 def test_of_converted_weights_there_are_only_the_ones(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     state = make_state(0)

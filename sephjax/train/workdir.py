@@ -78,9 +78,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
             )
         if "train.ema" in differences:
             before, now = differences["train.ema"]
-            notes.append(
-                f"train.ema was {before} and is {now}: other averages, the same training."
-            )
+            notes.append(f"train.ema was {before} and is {now}: other averages, the same training.")
     write_json(file, mine)
     return notes
 
