@@ -49,9 +49,9 @@ def test_no_two_rows_are_equal():
 
 
 @functools.cache
-def shapes(masks):
-    """Four images on a small canvas."""
-    leaf = lambda dtype, *sides: jax.ShapeDtypeStruct((IMAGES, *sides), dtype)
+def shapes(masks, images):
+    """Images on a small canvas."""
+    leaf = lambda dtype, *sides: jax.ShapeDtypeStruct((images, *sides), dtype)
     truth = Truth(
         boxes=leaf(jnp.float32, OBJECTS, 4),
         labels=leaf(jnp.int32, OBJECTS),
@@ -82,7 +82,9 @@ def test_the_train_step_of_a_row_traces_and_keeps_the_shapes_of_its_state(family
     count = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(count, params, frozen, jax.eval_shape(tx.init, trained), key)
     train_step = step.make_train_step(model, tx, build.losses(config), mask)
-    after, scalars = jax.eval_shape(train_step, state, shapes(config.mask.enabled))
+    whole_groups = IMAGES - IMAGES % config.rpn.sample_group
+    batch = shapes(config.mask.enabled, whole_groups)
+    after, scalars = jax.eval_shape(train_step, state, batch)
     like = lambda tree: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
     assert like(after) == like(state)
     assert ("loss/mask" in scalars) == config.mask.enabled

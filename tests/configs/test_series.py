@@ -29,6 +29,24 @@ PRED_IOU = {"roi.iou_branch.name": "v1", "test.iou_score": "product"}
 LOW = {"roi.positive_iou": 0.5, "roi.matcher.low": 0.3, "roi.matcher.high": 0.3}
 # Row of EXPERIMENTS -> (ours, its parent's, every value that differs between them).
 DIFFERENCES = {
+    1: (
+        "sephnv15",
+        "sephv15:1",
+        {
+            "fpn.inputs": ("c2", "c3", "c4", "c5"),
+            "anchors.sizes": (32, 64, 128, 256, 512),
+            "roi.levels": ("p2", "p3", "p4", "p5", "p6"),
+            "roi.canonical.level": 3,  # EXPERIMENTS 8.1, item 8
+            "rpn.matcher.ignore_band": False,
+            "roi.samples": 512,
+            "data.train.short_sides": (800, 832, 864, 896, 928, 960),
+            "data.train.long_side": 1333,
+            "data.eval.short_sides": (896,),
+            "data.stitch": 0.2,
+            "rpn.sample_group": 3,
+            "train.batch": 9,
+        },
+    ),
     3: ("fpn3:evonorm_masks", "fpn3", COSINE | EVONORM_MASKS),
     4: ("fpn3:p3", "fpn3", COSINE | {"roi.levels": ("p3",)}),
     9: ("fpn3:seph", "fpn3:seph_bn", COSINE | EVONORM_MASKS | {"roi.head.norm": "evonorm_s0"}),
@@ -114,6 +132,7 @@ DIFFERENCES = {
     ),
 }
 PUBLISHED = {  # box and mask mAP in percent, in the order of EXPERIMENTS 7.2
+    "sephnv15": (38.5,),
     "fpn3": (26.7, 25.2),
     "fpn3:evonorm_masks": (28.5, 26.2),
     "fpn3:p3": (28.3, 26.2),
