@@ -107,6 +107,15 @@ def _check_rpn(config: ConfigDict) -> None:
             "rpn.samples is 0, which rpn.normalizer='images_times_samples' would divide by; use "
             "'positives' or 'sampled'."
         )
+    proposals, levels = config.rpn.proposals, len(config.anchors.sizes)
+    if "shrink" not in proposals:
+        return
+    for key in ("pre", "post"):
+        if proposals[key] < (least := proposals.shrink ** (levels - 1)):
+            raise UserError(
+                f"rpn.proposals.{key} is {proposals[key]}, of which the last of {levels} levels "
+                f"gets none; raise it to {least} or more."
+            )
 
 
 def _check_cascade(config: ConfigDict) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import cascade, fpn3, sephv3, sephv9, sephv21
+from configs import cascade, fpn3, sephnv15, sephv3, sephv9, sephv21
 from configs._chain import apply
 from sephjax import check
 from sephjax.errors import UserError
@@ -49,3 +49,12 @@ def test_a_cascade_that_does_not_fit_together_is_refused(change, told):
 def test_an_unknown_proposal_generator_is_refused():
     with pytest.raises(UserError, match=r"rpn.name is 'retina'; use 'rpn' or 'retinanet'"):
         check.check(apply(sephv9.get_config(), {"rpn.name": "retina"}, "a test"))
+
+
+@pytest.mark.parametrize("key", ["pre", "post"])
+def test_a_level_without_proposals_is_refused(key):
+    """Five levels, each with a third of the one before: 81 for one in the last."""
+    change = {f"rpn.proposals.{key}": 80}
+    with pytest.raises(UserError, match=rf"proposals\.{key} is 80, .* 5 levels gets none; .* 81"):
+        check.check(apply(sephnv15.get_config(), change, "a test"))
+    check.check(apply(sephnv15.get_config(), {f"rpn.proposals.{key}": 81}, "a test"))

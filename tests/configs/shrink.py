@@ -8,7 +8,7 @@ from tests.configs.families import read
 
 SIDE = 192  # pixels; pictures are at most this long, on one square canvas
 PROPOSALS = {  # of each kind of `rpn.proposals`, where the row has the key
-    "train_pre": 100, "train_post": 40, "test_pre": 100, "test_post": 20, "pre": 200, "post": 40,
+    "train_pre": 100, "train_post": 40, "test_pre": 100, "test_post": 20, "pre": 200, "post": 90,
 }  # fmt: skip
 VALUES = {
     "init.format": "none",
@@ -43,6 +43,11 @@ def shrunk(family: str, row: str, folder: Any) -> Any:
     changes = VALUES | {f"rpn.proposals.{k}": v for k, v in PROPOSALS.items()}
     changes["anchors.sizes"] = _divided(plain(config.anchors.sizes))
     changes |= {f"roi.head.{k}": v for k, v in _narrow(config.roi.head).items()}
+    changes["train.batch"] -= changes["train.batch"] % config.rpn.sample_group
+    if config.data.jitter.crop:
+        changes["data.jitter.crop"] = SIDE
+    if config.data.stitch:
+        changes["data.stitch"] = 1.0
     if config.rpn.samples == 0:  # all anchors
         del changes["rpn.samples"]
     for part, name in (("train", "train"), ("eval", "val")):

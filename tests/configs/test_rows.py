@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from configs._chain import flat
-from sephjax import build
+from sephjax import build, check
 from sephjax.train import optimizer, step
 from sephjax.types import Batch, TrainState, Truth
 from tests.configs.families import IDS, ROWS, families, read
@@ -30,6 +30,7 @@ def test_a_row_resolves_to_known_keys_and_says_what_it_asks(family, row):
     for section in ("data", "eval", "train", "rpn", "roi", "mask", "test"):
         assert set(config[section]) == set(base.get_config()[section]), section
     assert families()[family].ROWS[row].asks
+    check.check(config)
 
 
 @every_row

@@ -26,6 +26,11 @@ def test_a_line_says_difference_parent_numbers_status_and_command():
     )
 
 
+def test_a_row_that_the_common_flags_do_not_fit_has_its_own_after_them():
+    (line,) = (line for line in series.table().splitlines() if line.startswith("| sephnv15 |"))
+    assert "| `run configs/sephnv15.py sephnv15 --config.train.batch=24 " in line  # 3 on each of 8
+
+
 def test_only_what_is_between_the_markers_changes():
     text = f"before\n{series.BEGIN}\nold\n{series.END}\nafter\n"
     assert series.page(text) == f"before\n{series.BEGIN}\n{series.table()}\n{series.END}\nafter\n"
