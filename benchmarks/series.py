@@ -13,8 +13,8 @@ from configs._chain import plain
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "RESULTS.md"
 BEGIN, END = "<!-- series: begin -->", "<!-- series: end -->"
 FAMILIES = (
-    "cascade", "fpn3", "sephnv15", "sephv11", "sephv12", "sephv13", "sephv14", "sephv15",
-    "sephv16", "sephv17", "sephv18", "sephv21", "sephv22", "sephv3", "sephv9",
+    "c3", "cascade", "fpn3", "sephnv15", "sephv10", "sephv11", "sephv12", "sephv13", "sephv14",
+    "sephv15", "sephv16", "sephv17", "sephv18", "sephv19", "sephv21", "sephv22", "sephv3", "sephv9",
 )  # fmt: skip
 BUILDS = "builds; full COCO: not run"
 STATUS = {"sephv14": "trains (20 steps at full size, above); full COCO: not run"}

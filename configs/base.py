@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.mask_padding = (
         True  # features, anchors and norms see the picture only, never its padding
     )
+    config.heads_bn = ConfigDict({"eps": 1e-5, "decay": 0.9})  # `bn` in the box and mask heads
     config.data = data()
     config.backbone, config.fpn, config.anchors = backbone(), fpn(), anchors()
     config.rpn, config.roi, config.mask, config.test = rpn(), roi(), mask(), test()
@@ -208,7 +209,7 @@ def roi() -> ConfigDict:
                 "name": "roi_align",
                 "sampling_ratio": 2,
                 "aligned": True,
-            },  # roi_align | crop_max
+            },  # roi_align | crop_max | multi_scale (a second, larger crop for the box branch)
             "append_truth": 0,  # 0: every ground truth joins the proposals; n: exactly n, repeated if fewer
             "matcher": {
                 "name": "max_iou",
@@ -230,7 +231,7 @@ def roi() -> ConfigDict:
                 "positive_bins": 5,  # of the positives' IoU
                 "bins": 8,  # of the negatives' IoU
             },
-            "head": {  # fast_rcnn_conv_fc | separate | separate_v2
+            "head": {  # fast_rcnn_conv_fc | separate | separate_v2 | shared_conv | res5
                 "name": "fast_rcnn_conv_fc",
                 "conv_dims": (),
                 "fc_dims": (1024, 1024),
@@ -266,6 +267,7 @@ def mask() -> ConfigDict:
     return ConfigDict(
         {
             "enabled": True,
+            "input": "pooled",  # pooled | head (the map of a res5 box head, of which `pool` is the side)
             "convs": 4,
             "dim": 256,
             "norm": "none",

@@ -77,6 +77,7 @@ ROI = {
     },  # 9
     "roi.box_loss": {"name": "smooth_l1", "beta": 1.0},
     "mask.binary_target": False,
+    "heads_bn": {"eps": 1e-4, "decay": 0.997},  # slim's
 }
 TEST = {
     "test.one_class_per_box": True,  # 11

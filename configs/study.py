@@ -47,6 +47,7 @@ SMALL = {
     "roi.head.fc_dims": (128, 128),
     "roi.head.conv_dims": (32, 32, 32, 32),
     "roi.tiers": (),
+    "heads_bn": {"eps": 1e-5, "decay": 0.9},  # 0.997 would not forget its start in so few steps
     "mask.dim": 32,
     "mask.tiers": (),
     "schedule.warmup_steps": 100,

@@ -27,12 +27,16 @@ from sephjax.nets.proposal.rpn import RPNHead
 from sephjax.nets.roi import box_head
 from sephjax.nets.roi.cascade import CascadeHeads
 from sephjax.nets.roi.mask_head import MaskHead
+from sephjax.nets.roi.res5 import Res5
 
 BOX_HEADS = {
     "fast_rcnn_conv_fc": box_head.FastRCNNConvFC,
     "separate": box_head.SeparateFastRCNNConvFCHead,
     "separate_v2": box_head.SeparateFastRCNNConvFCHeadV2,
+    "shared_conv": box_head.FastRCNNConvHead,
+    "res5": Res5,
 }
+NORM_KEYS = ("norm", "conv_norm", "fc_norm")  # of the box heads that have `heads_bn`
 RPNS = {"rpn": RPNHead, "retinanet": RetinaNetHead}
 BEFORE_FPN = {"none": None, "non_local": hooks.NonLocalBefore}
 AFTER_FPN = {"none": None, "fusion": hooks.Fusion, "balance": hooks.Balance}
@@ -112,13 +116,14 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
         "mask_head": None,
     }
     if config.mask.enabled:
+        own: Any = networks["box_head"]
         networks["mask_head"] = MaskHead(
-            recipe.roi_channels(config),
+            own.channels if config.mask.input == "head" else recipe.roi_channels(config),
             classes,
             convs=config.mask.convs,
             dim=config.mask.dim,
-            norm=config.mask.norm,
-            deconv_norm=config.mask.deconv_norm,
+            norm=_head_norm(config, config.mask.norm),
+            deconv_norm=_head_norm(config, config.mask.deconv_norm),
             init=inits["mask_head"],
             predictor_init=inits["mask"],
             rngs=rngs,
@@ -138,9 +143,17 @@ def _box_head(config: ConfigDict, classes: int, inits: Any, rngs: nnx.Rngs) -> n
     )
     pooled = (7, 7, recipe.roi_channels(config))
     one = bind(BOX_HEADS, roi.head, "roi.head")
-    head = functools.partial(one, pooled, predictors, init=inits["box_head"])
+    normed = {key: _head_norm(config, roi.head[key]) for key in NORM_KEYS if key in roi.head}
+    if roi.head.name == "res5":  # has an eps and a decay of its own
+        normed = {}
+    head = functools.partial(one, pooled, predictors, init=inits["box_head"], **normed)
     stages = len(roi.cascade.ious)
     return CascadeHeads(head, stages, rngs=rngs) if stages else head(rngs=rngs)
+
+
+def _head_norm(config: ConfigDict, name: str) -> str | norms.NormFactory:
+    """A norm of the box or mask head: `bn` has an eps and a decay of its own."""
+    return norms.norm_factory(name, **plain(config.heads_bn)) if name == "bn" else name
 
 
 def losses(config: ConfigDict) -> Callable[..., dict[str, Any]]:

@@ -27,6 +27,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "roi.sampler.positive_groups": ("truth", "iou"),
     "test.iou_score": ("none", "product", "order"),
     "rpn.normalizer": ("images_times_samples", "sampled", "positives"),
+    "mask.input": ("pooled", "head"),
     "mask.norm": _NORMS,
     "mask.deconv_norm": _NORMS,
     "schedule.name": ("step", "cosine"),
@@ -68,6 +69,8 @@ def check(config: ConfigDict) -> None:
     _check_rpn(config)
     _check_cascade(config)
     _check_iou_branch(config)
+    _check_pooler(config)
+    _check_mask(config)
     group = min(config.rpn.sample_group, config.train.batch)
     if config.train.batch % group:
         raise UserError(
@@ -152,6 +155,39 @@ def _check_iou_branch(config: ConfigDict) -> None:
         raise UserError(
             f"test.iou_score is {config.test.iou_score!r}, but roi.iou_branch.name is 'none'; "
             "choose 'v0' or 'v1' for it, or leave test.iou_score at 'none'."
+        )
+
+
+def _check_pooler(config: ConfigDict) -> None:
+    pooler = config.roi.pooler
+    if pooler.name != "multi_scale":
+        return
+    heads = ("separate", "separate_v2")
+    if config.roi.head.name not in heads:
+        raise UserError(
+            f"roi.pooler is 'multi_scale', whose two crops roi.head.name={config.roi.head.name!r} "
+            f"cannot read apart; use {_either(map(repr, heads))}."
+        )
+    if pooler.get("level_of") not in ("box", "view"):
+        raise UserError(
+            f"roi.pooler.level_of is {pooler.get('level_of')!r}; use 'box' (the level of the box "
+            "itself) or 'view' (that of the larger one)."
+        )
+
+
+def _check_mask(config: ConfigDict) -> None:
+    if not config.mask.enabled or config.mask.input != "head":
+        return
+    if config.roi.head.name != "res5" or config.roi.cascade.ious:
+        raise UserError(
+            f"mask.input is 'head', but roi.head.name={config.roi.head.name!r}"
+            f"{' in a cascade' if config.roi.cascade.ious else ''} has no map for a mask head; use "
+            "'res5' without a cascade, or mask.input='pooled'."
+        )
+    if config.mask.pool != 7:
+        raise UserError(
+            f"mask.pool is {config.mask.pool}, but with mask.input='head' the mask head reads the "
+            "box head's map of 7 cells a side; set it to 7."
         )
 
 

@@ -24,6 +24,7 @@ from sephjax.targets import roi as roi_targets
 from sephjax.targets import rpn as rpn_targets
 
 MATCHERS = {"max_iou": matchers.max_iou, "atss": matchers.atss, "atss_v1": matchers.atss_v1}
+POOLERS = ("roi_align", "crop_max", "multi_scale")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -60,6 +61,7 @@ def recipe(config: ConfigDict, classes: int) -> Recipe:
         pooler=pooler_of(config),
         roi_tiers=tuple(roi.tiers),
         mask_pool=mask.pool,
+        mask_reads_head=mask.input == "head",
         mask_rois=most,
         mask_tiers=tuple(mask.tiers),
         mask_binary=mask.binary_target,
@@ -186,6 +188,7 @@ def roi_channels(config: ConfigDict) -> int:
 def pooler_of(config: ConfigDict) -> Pooler:
     """The pooler of both heads."""
     roi_channels(config)  # refuses what cannot be pooled together
+    choose(dict.fromkeys(POOLERS), config.roi.pooler.name, "roi.pooler.name")
     levels = tuple(config.roi.levels)
     numbers = [int(name[1:]) for name in levels]
     return Pooler(

@@ -103,6 +103,7 @@ class BoxOutputs:
     logits: Array  # float32 [..., k + 1], background last
     deltas: Array  # float32 [..., k, 4], or [..., 1, 4] when class-agnostic
     iou: Array | None = None  # float32 [...], logit of the box's IoU; None without the IoU branch
+    features: Array | None = None  # [..., h, w, c], what a mask head may read; in training only
 
 
 @pytree

@@ -55,14 +55,20 @@ def _fc_tower(ours: str, theirs: str, count: int) -> Rules:
     return rules
 
 
-_BLOCK, _THEIR_BLOCK = "backbone/stage{s}/block{b}", "backbone.layer{s}.{b}"
+def _block(ours: str, theirs: str) -> Rules:
+    """A residual unit."""
+    return [
+        *_layer(ours + "/conv{c}", theirs + ".conv{c}", table.CONV),
+        *_norm(ours + "/norm{c}", theirs + ".norm{c}"),
+        *_layer(ours + "/shortcut_conv", theirs + ".shortcut_conv", table.CONV),
+        *_norm(ours + "/shortcut_norm", theirs + ".shortcut_norm"),
+    ]
+
+
 BACKBONE = [
     *_layer("backbone/stem/conv", "backbone.stem.conv", table.CONV),
     *_norm("backbone/stem/norm", "backbone.stem.norm"),
-    *_layer(_BLOCK + "/conv{c}", _THEIR_BLOCK + ".conv{c}", table.CONV),
-    *_norm(_BLOCK + "/norm{c}", _THEIR_BLOCK + ".norm{c}"),
-    *_layer(_BLOCK + "/shortcut_conv", _THEIR_BLOCK + ".shortcut_conv", table.CONV),
-    *_norm(_BLOCK + "/shortcut_norm", _THEIR_BLOCK + ".shortcut_norm"),
+    *_block("backbone/stage{s}/block{b}", "backbone.layer{s}.{b}"),
 ]
 FPN = [
     *_layer("fpn/lateral{l}", "fpn.lateral.{l}", table.CONV),
@@ -72,6 +78,24 @@ FPN = [
     *_layer("fpn/extra", "fpn.extra.conv", table.CONV),
     *_norm("fpn/extra_norm", "fpn.extra.norm"),
 ]
+_ATTENTION, _THEIR_ATTENTION = "fpn_before/c{l}", "fpn_before.c{l}"
+HOOKS = {
+    "none": [],
+    "non_local": [
+        *(
+            rule
+            for part in ("query", "key", "value", "project")
+            for rule in _layer(f"{_ATTENTION}/{part}", f"{_THEIR_ATTENTION}.{part}", table.CONV)
+        ),
+        *_norm(f"{_ATTENTION}/norm", f"{_THEIR_ATTENTION}.norm"),
+        table.Rule(f"{_ATTENTION}/gain", f"{_THEIR_ATTENTION}.gain"),
+    ],
+    "fusion": [
+        *_layer("fpn_after/conv", "fpn_after.conv", table.CONV),
+        *_norm("fpn_after/norm", "fpn_after.norm"),
+    ],
+}
+HOOKS["balance"] = HOOKS["fusion"]
 
 _RPN_PREDICTORS = [
     *_layer("rpn/logits", "rpn.logits", table.CONV),
@@ -130,10 +154,31 @@ def _separate_v2(options: Mapping[str, Any]) -> Rules:
     ]
 
 
+def _shared_conv(options: Mapping[str, Any]) -> Rules:
+    del options
+    smaller = table.fc_after_pool(5, 5)
+    return [
+        *_conv_tower("box_head/tower", "box_head.tower"),
+        *_conv_tower("box_head/classify", "box_head.classify"),
+        *_conv_tower("box_head/refine", "box_head.refine"),
+        *_predictors(smaller, smaller),
+    ]
+
+
+def _res5(options: Mapping[str, Any]) -> Rules:
+    del options
+    return [
+        *_block("box_head/block{b}", "box_head.blocks.{b}"),
+        *_predictors(table.LINEAR, table.LINEAR),
+    ]
+
+
 BOX_HEADS: dict[str, Callable[[Mapping[str, Any]], Rules]] = {
     "fast_rcnn_conv_fc": _fast_rcnn_conv_fc,
     "separate": _separate,
     "separate_v2": _separate_v2,
+    "shared_conv": _shared_conv,
+    "res5": _res5,
 }
 
 
@@ -153,8 +198,8 @@ def rules(config: ConfigDict) -> Rules:
     """
     options = plain(config.roi.head)
     chosen = {
-        "fpn.before": (config.fpn.before, ("none",)),
-        "fpn.after": (config.fpn.after, ("none",)),
+        "fpn.before": (config.fpn.before, tuple(HOOKS)),
+        "fpn.after": (config.fpn.after, tuple(HOOKS)),
         "rpn.name": (config.rpn.name, tuple(RPNS)),
         "roi.head.name": (options["name"], tuple(BOX_HEADS)),
     }
@@ -167,4 +212,5 @@ def rules(config: ConfigDict) -> Rules:
     head = BOX_HEADS[options["name"]](options)
     if config.roi.cascade.ious:
         head = [_of_stages(rule) for rule in head]
-    return [*BACKBONE, *FPN, *RPNS[config.rpn.name], *head, *MASK]
+    hooks = [*HOOKS[config.fpn.before], *HOOKS[config.fpn.after]]
+    return [*BACKBONE, *FPN, *hooks, *RPNS[config.rpn.name], *head, *MASK]

@@ -32,6 +32,7 @@ FORMAT = "sephjax twin 1"
 # at its end stands for everything below it.
 MEANING = (
     "mask_padding",
+    "heads_bn.eps",
     "backbone.depth",
     "backbone.layout",
     "backbone.width",
@@ -52,6 +53,7 @@ MEANING = (
     "roi.weights",
     "roi.cascade.weights",
     "mask.enabled",
+    "mask.input",
     "mask.convs",
     "mask.dim",
     "mask.norm",

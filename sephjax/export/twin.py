@@ -5,6 +5,7 @@ instead of repeating it. It infers only, in float32 whatever `compute_dtype` say
 component: its class, an entry in the menu where its kind is chosen, its rules in `names.py`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,11 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from configs._chain import plain
+from sephjax.export import twin_neck, twin_proposals
 from sephjax.export import twin_ops as ops
-from sephjax.export import twin_proposals
 from sephjax.export.twin_backbone import FPN, ResNet
 from sephjax.export.twin_heads import BOX_HEADS, RPNS, SIDE, MaskHead
-from sephjax.export.twin_layers import Extents
+from sephjax.export.twin_layers import Extents, Norm
 
 Pyramid = Mapping[str, torch.Tensor]
 Rows = dict[str, torch.Tensor]
@@ -40,22 +41,33 @@ class Twin(nn.Module):
         self.backbone = ResNet(back.depth, back.layout, back.norm, back.norm_eps, back.width)
         inputs = {name: self.backbone.channels[name] for name in neck.inputs}
         self.fpn = FPN(inputs, neck.channels, neck.norm, neck.lateral_norm, neck.extra)
+        before, after = twin_neck.BEFORE[neck.before], twin_neck.AFTER[neck.after]
+        self.fpn_before = before and before(inputs)
+        self.fpn_after = after and after(neck.channels)
         levels = plain(rpn.levels) or (*(f"p{name[1:]}" for name in neck.inputs), "p6")
         make, anchors = RPNS[rpn.name], len(config.anchors.ratios)
         self.rpn = make(neck.channels, anchors, levels, rpn.convs, rpn.norm)
         options = plain(roi.head)
         head = BOX_HEADS[options.pop("name")]
+        if roi.head.name != "res5":  # which has an eps of its own
+            options |= {key: self._norm(x) for key, x in options.items() if "norm" in key}
+        wide = neck.channels * (2 if roi.levels[0].startswith("f") else 1)
+        make = functools.partial(head, wide, classes, roi.class_agnostic, **options)
         self.weights = plain(roi.cascade.weights) or (tuple(roi.weights),)  # of each stage
-        heads = [head(neck.channels, classes, roi.class_agnostic, **options) for _ in self.weights]
+        heads = [make() for _ in self.weights]
         if roi.iou_branch.name != "none":
             for one in heads:
                 one.add_iou()
         self.box_head = nn.ModuleList(heads) if roi.cascade.weights else heads[0]
         self.mask_head = None
         if mask.enabled:
-            self.mask_head = MaskHead(
-                neck.channels, classes, mask.convs, mask.dim, mask.norm, mask.deconv_norm
-            )
+            norm, deconv_norm = self._norm(mask.norm), self._norm(mask.deconv_norm)
+            wide = int(heads[0].channels) if mask.input == "head" else wide
+            self.mask_head = MaskHead(wide, classes, mask.convs, mask.dim, norm, deconv_norm)
+
+    def _norm(self, name: str) -> Norm:
+        """A norm of the heads."""
+        return (name, self.config.heads_bn.eps) if name == "bn" else name
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor, size: torch.Tensor) -> dict[str, Any]:
@@ -99,17 +111,21 @@ class Twin(nn.Module):
         return found | {"box_iou": iou} if branch else found
 
     def pyramid(self, images: torch.Tensor, size: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Feature maps p2 or p3 to p6."""
+        """Feature maps p2 or p3 to p6, and with a `fusion` neck one more."""
         x, sizes = self.backbone.normalize(images, pictures(size)), self._sizes(size)
-        return self.fpn(self.backbone(x, sizes), sizes)
+        features = self.backbone(x, sizes)
+        if self.fpn_before is not None:
+            features = self.fpn_before(features, sizes)
+        maps = self.fpn(features, sizes)
+        return maps if self.fpn_after is None else self.fpn_after(maps, sizes)
 
     def score(self, pyramid: Pyramid, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """RPN logits and deltas of all anchors."""
         return self.rpn(self._anchored(pyramid), self._sizes(size))
 
     def _anchored(self, pyramid: Pyramid) -> dict[str, torch.Tensor]:
-        """The levels with anchors."""
-        chosen = self.config.rpn.levels or tuple(pyramid)
+        """The levels with anchors: a fused map is for the ROIs alone."""
+        chosen = self.config.rpn.levels or [name for name in pyramid if name.startswith("p")]
         return {name: pyramid[name] for name in chosen}
 
     def _sizes(self, size: torch.Tensor) -> Extents:
@@ -153,14 +169,23 @@ class Twin(nn.Module):
         boxes: Sequence[torch.Tensor],
         extents: Sequence[tuple[int, int]],
         side: int,
+        scale: float = 1.0,
     ) -> torch.Tensor:
-        """Features of the ROIs of all pictures in one row, [n, c, side, side]."""
+        """Features of the ROIs of all pictures in one row, [n, c, side, side].
+
+        `scale` enlarges each ROI about its centre.
+        """
         roi, levels = self.config.roi, list(self.config.roi.levels)
-        options = plain(roi.pooler)
-        kind = options.pop("name")
+        options: Any = plain(roi.pooler)
+        kind, level_of = options.pop("name"), options.pop("level_of", "box")
+        if kind == "multi_scale":
+            kind, options = "crop_max", {"bins": (1, 1)}
         pooled = []
         for i, rows in enumerate(boxes):
-            index = ops.levels_of(rows, plain(roi.canonical), levels)
+            scaled = ops.scaled(rows, scale)
+            by = rows if level_of == "box" else scaled
+            index = ops.levels_of(by, plain(roi.canonical), levels)
+            rows = scaled
             found = rows.new_zeros(len(rows), pyramid[levels[0]].shape[1], side, side)
             for j, name in enumerate(levels):
                 stride = 2 ** int(name[1:])
@@ -184,7 +209,10 @@ class Twin(nn.Module):
         head = self.box_head
         if isinstance(head, nn.ModuleList):
             head = head[stage]
-        logits, deltas, iou = head(self.pool(pyramid, boxes, extents, SIDE))
+        views = [self.pool(pyramid, boxes, extents, SIDE)]
+        if self.config.roi.pooler.name == "multi_scale":
+            views.append(self.pool(pyramid, boxes, extents, SIDE, self.config.roi.pooler.scale))
+        logits, deltas, iou = head(*views)
         counts = [len(rows) for rows in boxes]
         ious = [None] * len(boxes) if iou is None else iou.split(counts)
         return list(logits.split(counts)), list(deltas.split(counts)), list(ious)
@@ -247,6 +275,9 @@ class Twin(nn.Module):
         assert self.mask_head is not None
         boxes = [rows["boxes"] for rows in found]
         pooled = self.pool(pyramid, boxes, extents, self.config.mask.pool)
+        if self.config.mask.input == "head":
+            head: Any = self.box_head
+            pooled = head.map(pooled)
         masks = self.mask_head(pooled, torch.cat([rows["labels"] for rows in found]))
         return list(torch.sigmoid(masks).split([len(rows) for rows in boxes]))
 

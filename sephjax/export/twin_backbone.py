@@ -86,12 +86,12 @@ class Block(nn.Module):
             step = stride if i == strided else 1
             layer = conv(widths[i], widths[i + 1], kernel, stride=step, bias=False)
             setattr(self, f"conv{i + 1}", layer)
-            setattr(self, f"norm{i + 1}", make_norm(norm[0], widths[i + 1], norm[1]))
+            setattr(self, f"norm{i + 1}", make_norm(norm, widths[i + 1]))
         self.layers = len(kernels)
         self.projects = channels != features
         if self.projects:
             self.shortcut_conv = conv(channels, features, 1, stride=stride, bias=False)
-            self.shortcut_norm = make_norm(norm[0], features, norm[1])
+            self.shortcut_norm = make_norm(norm, features)
 
     def forward(self, x: torch.Tensor, before: Extents, after: Extents) -> torch.Tensor:
         """Applies the unit; `before` and `after` are the extents of its input and output."""
@@ -131,7 +131,7 @@ class ResNet(nn.Module):
         self.stem = nn.ModuleDict(
             {
                 "conv": conv(3, width, 7, stride=2, bias=False),
-                "norm": make_norm(norm, width, choice[1]),
+                "norm": make_norm(choice, width),
             }
         )
         channels = width

@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sephjax.export.twin_layers import ConvNorm, Extents, LinearNorm, conv, extents_at, make_norm
+from sephjax.export import twin_backbone
+from sephjax.export.twin_layers import (
+    ConvNorm,
+    Extents,
+    LinearNorm,
+    Norm,
+    conv,
+    extents_at,
+    make_norm,
+)
 
 SIDE = 7  # cells a side of a pooled ROI of the box head
 
@@ -103,13 +112,15 @@ class RetinaNetHead(RPN):
 RPNS = {"rpn": RPNHead, "retinanet": RetinaNetHead}
 
 
-def conv_tower(channels: int, dims: Sequence[int], norm: str) -> nn.Sequential:
-    """3x3 convolutions at constant size."""
-    widths = [channels, *dims]
-    return nn.Sequential(*(ConvNorm(a, b, 3, norm) for a, b in itertools.pairwise(widths)))
+def conv_tower(
+    channels: int, dims: Sequence[int], norm: Norm, *, padded: bool = True
+) -> nn.Sequential:
+    """3x3 convolutions, at constant size if they are padded."""
+    widths = itertools.pairwise([channels, *dims])
+    return nn.Sequential(*(ConvNorm(a, b, 3, norm, padded=padded) for a, b in widths))
 
 
-def fc_tower(channels: int, dims: Sequence[int], norm: str) -> nn.Sequential:
+def fc_tower(channels: int, dims: Sequence[int], norm: Norm) -> nn.Sequential:
     """Dense layers."""
     widths = [channels, *dims]
     return nn.Sequential(*(LinearNorm(a, b, norm) for a, b in itertools.pairwise(widths)))
@@ -131,19 +142,22 @@ class BoxHead(nn.Module):
         """Adds the IoU branch; it reads what the deltas read, unless a head has more for it."""
         self.iou = nn.Linear(self.deltas.in_features, 1)
 
-    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Vectors [n, c] for the class and for the box, and for the IoU if it has its own."""
+    def features(self, *views: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Vectors [n, c] for the class and for the box, and for the IoU if it has its own.
+
+        Of a crop of each ROI; heads with a tower each take a second one for the box.
+        """
         raise NotImplementedError
 
     def forward(
-        self, pooled: torch.Tensor
+        self, *views: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What is said of pooled features [n, c, 7, 7].
+        """What is said of crops [n, c, 7, 7].
 
         Logits [n, k + 1], deltas [n, k, 4] ([n, 1, 4] if class-agnostic) and, with an IoU branch,
         its logits [n].
         """
-        for_class, for_box, *more = self.features(pooled)
+        for_class, for_box, *more = self.features(*views)
         iou = None if self.iou is None else self.iou((more or [for_box])[0])[:, 0]
         return self.logits(for_class), self.deltas(for_box).unflatten(1, (-1, 4)), iou
 
@@ -159,8 +173,8 @@ class FastRCNNConvFC(BoxHead):
         *,
         conv_dims: Sequence[int] = (),
         fc_dims: Sequence[int] = (1024, 1024),
-        conv_norm: str = "none",
-        fc_norm: str = "none",
+        conv_norm: Norm = "none",
+        fc_norm: Norm = "none",
     ):
         super().__init__()
         self.tower = conv_tower(channels, conv_dims, conv_norm)
@@ -169,8 +183,9 @@ class FastRCNNConvFC(BoxHead):
         wide = [flat, *fc_dims][-1]
         self.predict_from((wide, wide), classes, agnostic)
 
-    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def features(self, *views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for both."""
+        (pooled,) = views
         x = self.dense(self.tower(pooled).flatten(1))
         return x, x
 
@@ -185,7 +200,7 @@ class Separate(BoxHead):
         agnostic: bool,  # noqa: FBT001
         *,
         conv_dims: Sequence[int] = (256,) * 4,
-        norm: str = "evonorm_s0",
+        norm: Norm = "evonorm_s0",
     ):
         super().__init__()
         self.classify = conv_tower(channels, conv_dims, norm)
@@ -193,9 +208,9 @@ class Separate(BoxHead):
         wide = conv_dims[-1] * SIDE**2
         self.predict_from((wide, wide), classes, agnostic)
 
-    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def features(self, *views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A tower each."""
-        return self.classify(pooled).flatten(1), self.refine(pooled).flatten(1)
+        return self.classify(views[0]).flatten(1), self.refine(views[-1]).flatten(1)
 
 
 class SeparateV2(BoxHead):
@@ -209,7 +224,7 @@ class SeparateV2(BoxHead):
         *,
         fc_dims: Sequence[int] = (1024, 1024),
         conv_dims: Sequence[int] = (256,) * 4,
-        norm: str = "evonorm_s0",
+        norm: Norm = "evonorm_s0",
     ):
         super().__init__()
         self.classify = fc_tower(channels * SIDE**2, fc_dims, norm)
@@ -223,17 +238,84 @@ class SeparateV2(BoxHead):
         super().add_iou()
         self.overlap = conv_tower(self.before, (self.last,), self.norm)
 
-    def features(self, pooled: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def features(self, *views: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A tower each."""
-        before = self.refine[:-1](pooled)
-        found = self.classify(pooled.flatten(1)), self.refine[-1](before).flatten(1)
+        before = self.refine[:-1](views[-1])
+        found = self.classify(views[0].flatten(1)), self.refine[-1](before).flatten(1)
         return found if self.iou is None else (*found, self.overlap(before).flatten(1))
+
+
+class SharedConv(BoxHead):
+    """Convolutions for both, then one for each that takes a cell off every side."""
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        agnostic: bool,  # noqa: FBT001
+        *,
+        conv_dims: Sequence[int] = (384,) * 4,
+        branch_dim: int = 256,
+        norm: Norm = "evonorm_s0",
+    ):
+        super().__init__()
+        self.tower = conv_tower(channels, conv_dims, norm)
+        shared = [channels, *conv_dims][-1]
+        self.classify = conv_tower(shared, (branch_dim,), norm, padded=False)
+        self.refine = conv_tower(shared, (branch_dim,), norm, padded=False)
+        wide = branch_dim * (SIDE - 2) ** 2
+        self.predict_from((wide, wide), classes, agnostic)
+
+    def features(self, *views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the same maps."""
+        (pooled,) = views
+        x = self.tower(pooled)
+        return self.classify(x).flatten(1), self.refine(x).flatten(1)
+
+
+class Res5(BoxHead):
+    """Bottlenecks of stride 1 and the mean over their cells; the mask head may read `map`."""
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        agnostic: bool,  # noqa: FBT001
+        *,
+        blocks: int = 3,
+        width: int = 512,
+        norm: str = "bn",
+        eps: float = 1e-5,
+        decay: float = 0.999,
+    ):
+        super().__init__()
+        del decay
+        layout, wide = twin_backbone.LAYOUTS["slim"], 4 * width
+        self.blocks = nn.ModuleList(
+            twin_backbone.Block(wide if i else channels, width, 1, 50, layout, (norm, eps))
+            for i in range(blocks)
+        )
+        self.channels = wide
+        self.predict_from((wide, wide), classes, agnostic)
+
+    def map(self, pooled: torch.Tensor) -> torch.Tensor:
+        """[n, c, 7, 7]."""
+        for block in self.blocks:
+            pooled = block(pooled, None, None)
+        return pooled
+
+    def features(self, *views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for both."""
+        means = self.map(*views).mean(dim=(2, 3))
+        return means, means
 
 
 BOX_HEADS = {
     "fast_rcnn_conv_fc": FastRCNNConvFC,
     "separate": Separate,
     "separate_v2": SeparateV2,
+    "shared_conv": SharedConv,
+    "res5": Res5,
 }
 
 
@@ -241,7 +323,7 @@ class MaskHead(nn.Module):
     """3x3 convolutions, a transposed one that doubles the size, a mask for every class."""
 
     def __init__(
-        self, channels: int, classes: int, convs: int, dim: int, norm: str, deconv_norm: str
+        self, channels: int, classes: int, convs: int, dim: int, norm: Norm, deconv_norm: Norm
     ):
         super().__init__()
         self.tower = conv_tower(channels, (dim,) * convs, norm)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 Extents = Sequence[tuple[int, int]] | None
+Norm = str | tuple[str, float]
 
 
 def extents_at(sizes: Extents, stride: int) -> Extents:
@@ -168,8 +169,9 @@ class BatchNorm(Affine):
 NORMS = {"evonorm_s0": EvoNormS0, "gn": GroupNorm, "frozen_bn": BatchNorm, "bn": BatchNorm}
 
 
-def make_norm(name: str, channels: int, eps: float = 1e-5) -> nn.Module:
-    """The norm of a name in a config."""
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """The norm of a name in a config, or of a name and an eps; else that is 1e-5."""
+    name, eps = (norm, 1e-5) if isinstance(norm, str) else norm
     return NoNorm() if name == "none" else NORMS[name](channels, eps)
 
 
@@ -181,18 +183,21 @@ class ConvNorm(nn.Module):
         channels: int,
         features: int,
         kernel: int,
-        norm: str,
+        norm: Norm,
         *,
         relu: bool = True,
+        padded: bool = True,
     ):
         """The convolution has a bias if no norm follows."""
         super().__init__()
         self.conv = conv(channels, features, kernel, bias=norm == "none")
+        if not padded:
+            self.conv.padding = (0, 0)
         self.norm = make_norm(norm, features)
         self.relu = relu and not self.norm.activates
 
     def forward(self, x: torch.Tensor, extents: Extents = None) -> torch.Tensor:
-        """Applies all of it at constant height and width."""
+        """Applies all of it."""
         x = self.norm(self.conv(x, extents), extents)
         return F.relu(x) if self.relu else x
 
@@ -200,7 +205,7 @@ class ConvNorm(nn.Module):
 class LinearNorm(nn.Module):
     """A dense layer, its norm and, unless the norm activates, a ReLU."""
 
-    def __init__(self, channels: int, features: int, norm: str):
+    def __init__(self, channels: int, features: int, norm: Norm):
         super().__init__()
         self.fc = nn.Linear(channels, features, bias=norm == "none")
         self.norm = make_norm(norm, features)

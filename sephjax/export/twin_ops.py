@@ -69,6 +69,12 @@ def decode(
     return clip_boxes_to_image(torch.cat([centres - half, centres + half], dim=1), size)
 
 
+def scaled(boxes: torch.Tensor, factor: float) -> torch.Tensor:
+    """Boxes [n, 4] grown about their centres, not cut."""
+    margin = 0.5 * (factor - 1) * (boxes[:, 2:] - boxes[:, :2])
+    return boxes + torch.cat([-margin, margin], dim=1)
+
+
 def nonempty(boxes: torch.Tensor) -> torch.Tensor:
     """Which boxes have both sides longer than 0."""
     return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)

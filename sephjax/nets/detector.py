@@ -45,6 +45,7 @@ class Recipe:
     pooler: Pooler
     roi_tiers: tuple[float, ...]
     mask_pool: int  # cells a side of a pooled mask ROI
+    mask_reads_head: bool  # the box head's map, not the pooled features
     mask_rois: int  # most positives an image
     mask_tiers: tuple[float, ...]
     mask_binary: bool  # threshold mask targets at 0.5
@@ -163,31 +164,40 @@ class Detector(nnx.Module):
         heads = heads_of(self.box_head)
         (_, boxes), *later = cascade.train(heads, run, rois, batch.truth, keys, sides)
         mask_sum = (
-            self._mask_sum(pyramid, rois, batch.truth, extent)
+            self._mask_sum(pyramid, rois, boxes.features, batch.truth, extent)
             if hasattr(self, "mask_head")
             else None
         )
+        boxes = dataclasses.replace(boxes, features=None)
         return TrainOutputs(anchors, outputs, rpn_targets, rois, boxes, mask_sum, tuple(later))
 
     def _heads(self, maps: Pyramid, extent: Int[Array, "b 2"], *, train: bool) -> Run:
         """What a box head says of boxes, pooled from `maps`."""
 
         def run(head, boxes, valid):
-            pooled = self.recipe.pooler(maps, boxes, valid, side=7, extent=extent)
+            views = self.recipe.pooler.views(maps, boxes, valid, side=7, extent=extent)
             images, count = valid.shape
-            flat = pooled.reshape(images * count, *pooled.shape[2:])
-            rows = head(flat, valid.reshape(-1), train=train)
+            near, *wide = (x.reshape(images * count, *x.shape[2:]) for x in views)
+            rows = head(near, valid.reshape(-1), *wide, train=train)
             return jax.tree.map(lambda leaf: leaf.reshape(images, count, *leaf.shape[1:]), rows)
 
         return run
 
     def _mask_sum(
-        self, pyramid: Pyramid, rois: Rois, truth: Truth, extent: Int[Array, "b 2"]
+        self,
+        pyramid: Pyramid,
+        rois: Rois,
+        features: Float[Array, "b r _h _w _c"] | None,
+        truth: Truth,
+        extent: Int[Array, "b 2"],
     ) -> Float[Array, ""]:
         recipe = self.recipe
         first = lambda leaf: leaf[:, : recipe.mask_rois]
         boxes, labels, positive = first(rois.boxes), first(rois.labels), first(rois.positive)
-        pooled = recipe.pooler(pyramid, boxes, positive, side=recipe.mask_pool, extent=extent)
+        if recipe.mask_reads_head:
+            pooled = first(features)
+        else:
+            pooled = recipe.pooler(pyramid, boxes, positive, side=recipe.mask_pool, extent=extent)
         crop = lambda m, gt, b, i: mask_ops.crop_masks(
             m, gt, b, i, output_size=2 * recipe.mask_pool
         )
@@ -243,6 +253,8 @@ class Detector(nnx.Module):
                 pyramid, boxes, valid, side=self.recipe.mask_pool, extent=extent
             )
             flat = pooled.reshape(-1, *pooled.shape[2:])
+            if self.recipe.mask_reads_head:
+                flat = self.box_head.features(flat)
             logits = self.mask_head(flat, labels.reshape(-1))
             return jax.nn.sigmoid(logits).reshape(*boxes.shape[:2], *logits.shape[1:])
 

@@ -220,6 +220,13 @@ def clip(boxes: Float[Array, "*s 4"], size: Num[Array, "2"]) -> Float[Array, "*s
     )
 
 
+def scale(boxes: Float[Array, "*s 4"], factor: float | int) -> Float[Array, "*s 4"]:
+    """Boxes whose sides are `factor` times as long, about their centres; they are not cut."""
+    x, y, width, height = _centres(boxes)
+    width, height = 0.5 * factor * width, 0.5 * factor * height
+    return jnp.stack([x - width, y - height, x + width, y + height], axis=-1)
+
+
 def nonempty(boxes: Float[Array, "*s 4"], min_size: float | int = 0.0) -> Bool[Array, "*s"]:
     """Which boxes have both sides longer than `min_size` pixels.
 

@@ -174,6 +174,46 @@ CASES |= {  # with an IoU branch
         "test.iou_score": "order",
     },
 }
+CASES |= {
+    "series-multi_scale-boxes": SERIES
+    | {
+        "roi.pooler": {"name": "multi_scale", "scale": 1.5, "level_of": "box"},
+        "roi.head": {
+            "name": "separate_v2",
+            "fc_dims": FC_DIMS,
+            "conv_dims": (16,),
+            "norm": "evonorm_s0",
+        },
+        "mask.enabled": False,
+    },
+}
+CASES |= {
+    "series-hooks-bn": SERIES
+    | {
+        "heads_bn": {"eps": 1e-2, "decay": 0.5},
+        "fpn.norm": "evonorm_s0",
+        "fpn.before": "non_local",
+        "fpn.after": "fusion",
+        "roi.levels": ("f3",),
+        "roi.head": {"name": "separate", "conv_dims": (16,), "norm": "bn"},
+        "mask.norm": "bn",
+        "mask.deconv_norm": "bn",
+    },
+    "modern-balance-unpadded": MODERN
+    | {"mask_padding": False, "fpn.after": "balance", "roi.head.fc_dims": FC_DIMS},
+}
+CASES |= {
+    "series-res5": SERIES
+    | {
+        "roi.levels": ("p3",),
+        "roi.head": {"name": "res5", "blocks": 2, "width": 8, "norm": "bn", "eps": 1e-3},
+        "mask.input": "head",
+        "mask.pool": 7,
+        "mask.convs": 0,
+        "mask.norm": "bn",
+        "mask.deconv_norm": "bn",
+    },
+}
 HEADS = {  # with the keys that name a norm
     "fast_rcnn_conv_fc": (
         {"conv_dims": (16,), "fc_dims": FC_DIMS, "conv_norm": "", "fc_norm": ""},
@@ -181,6 +221,8 @@ HEADS = {  # with the keys that name a norm
     ),
     "separate": ({"conv_dims": (16, 16), "norm": ""}, ("norm",)),
     "separate_v2": ({"fc_dims": FC_DIMS * 2, "conv_dims": (16,), "norm": ""}, ("norm",)),
+    "res5": ({"blocks": 2, "width": 8, "norm": ""}, ("norm",)),
+    "shared_conv": ({"conv_dims": (16, 16), "branch_dim": 8, "norm": ""}, ("norm",)),
 }
 
 

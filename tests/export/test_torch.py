@@ -162,12 +162,11 @@ def test_weights_of_another_model_are_refused(weights):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("hook", [{"fpn.before": "non_local"}, {"fpn.after": "balance"}])
-def test_what_the_twin_does_not_have_is_refused(hook, tmp_path):
+def test_what_the_twin_does_not_have_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    config = cases.config(hook)
-    key, value = next(iter(hook.items()))
-    words = f"{key} is '{value}', which the PyTorch twin does not have"
+    config = cases.with_head("separate", "none")
+    monkeypatch.delitem(names.BOX_HEADS, "separate")
+    words = "roi.head.name is 'separate', which the PyTorch twin does not have"
     with pytest.raises(UserError, match=words):
         export.build_twin(config, parity.CLASSES)
     abstract = build.model(config, parity.CLASSES).abstract

@@ -117,6 +117,35 @@ def test_without_proposals_a_twin_has_no_detections():
         assert [len(rows["boxes"]) for rows in out["detections"]] == [0, 0]
 
 
+HOOKS = [{"fpn.before": "non_local"}, {"fpn.after": "fusion"}, {"fpn.after": "balance"}]
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("changes", HOOKS, ids=lambda hook: next(iter(hook.values())))
+def test_every_hook_of_the_neck(changes, padded):
+    twin, model, params, frozen = parity.drawn(cases.config(changes))
+    ((key, _),) = changes.items()
+    before = key == "fpn.before"
+    given = maps("c", (2, 3, 4, 5), {2: 8, 3: 16, 4: 32, 5: 64})
+    given = given if before else maps("p", (2, 3, 4, 5, 6), 16)
+    part, size = key.replace(".", "_"), jnp.asarray(SIZES) if padded else None
+    run = lambda params, frozen, x: model.apply(params, frozen, x, size, method=f"{part}.__call__")
+    expected = narrow.jit(run)(params, frozen, given)
+    theirs = {name: nchw(x) for name, x in given.items()}
+    with torch.no_grad():
+        found = getattr(twin, part)(theirs, SIZES.tolist() if padded else None)
+    assert sorted(found) == list(expected)  # a jitted program sorts its keys
+    changed = [name for name in found if name not in theirs or (found[name] != theirs[name]).any()]
+    assert changed == {"non_local": ["c4", "c5"], "fusion": ["f2"]}.get(changes[key], list(found))
+    for name, x in expected.items():
+        for i, (height, width) in enumerate(SIZES if padded else [CANVAS] * 2):
+            stride = 2 ** int(name[1:])
+            rows, columns = -(-height // stride), -(-width // stride)
+            inside = np.asarray(x)[i, :rows, :columns]
+            ours = found[name][i].permute(1, 2, 0)[:rows, :columns]
+            assert parity.error(ours, inside) < TOLERANCE, name
+
+
 def boxes_of(canvas):
     """Drawn boxes, then some at the edges, on the bounds between levels, and without area."""
     height, width = canvas
@@ -159,6 +188,32 @@ def test_every_pooler(kind, eps_inside_log):
     rows = [torch.from_numpy(row) for row in boxes]
     found = twin.pool({name: nchw(x) for name, x in pyramid.items()}, rows, extents, 7)
     assert parity.error(found.permute(0, 2, 3, 1), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("level_of", ["box", "view"])
+def test_the_larger_crop_of_the_box_branch(level_of):
+    canonical = {"size": 112.0, "level": 4, "eps": 1e-6, "eps_inside_log": True}
+    kind = {"name": "multi_scale", "scale": 1.5, "level_of": level_of}
+    head = {"name": "separate", "conv_dims": (8,), "norm": "gn"}
+    changes = {"roi.pooler": kind, "roi.canonical": canonical, "roi.head": head}
+    config, canvas = cases.config(changes), (192, 256)
+    pooler, extents = recipe.pooler_of(config), [canvas, (150, 201)]
+    pyramid = {
+        f"p{i}": normal(i, 2, canvas[0] // 2**i, canvas[1] // 2**i, 16) for i in (2, 3, 4, 5)
+    }
+    boxes = boxes_of(canvas)[:, :60]
+    boxes[1] = np.clip(boxes[1], 0, [201, 150, 201, 150])
+    run = lambda maps, boxes: pooler.views(
+        maps, boxes, jnp.ones(boxes.shape[:2], bool), side=7, extent=jnp.array(extents)
+    )
+    expected = narrow.jit(run)(pyramid, boxes)
+    twin = export.build_twin(config, parity.CLASSES)
+    rows = [torch.from_numpy(row) for row in boxes]
+    theirs = {name: nchw(x) for name, x in pyramid.items()}
+    assert len(expected) == 2
+    for view, scale in zip(expected, (1.0, 1.5), strict=True):
+        found = twin.pool(theirs, rows, extents, 7, scale).permute(0, 2, 3, 1)
+        assert parity.error(found, view.reshape(-1, 7, 7, 16)) < TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from sephjax.types import BoxOutputs
 
 Norm = str | norms.NormFactory
 Pooled = tuple[int, int, int]  # height, width and channels of a pooled ROI
+VALID = ((0, 0), (0, 0))  # no padding
 
 
 class Predictors(NamedTuple):
@@ -31,7 +32,10 @@ class Predictors(NamedTuple):
 
 
 class ConvTower(nnx.Module):
-    """3x3 convolutions `conv0`, `conv1`, ... each with norm and activation, at constant size."""
+    """3x3 convolutions `conv0`, `conv1`, ... each with norm and activation.
+
+    They keep the size, or without padding (VALID) each takes a cell off every side.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class ConvTower(nnx.Module):
         dims: Sequence[int],
         *,
         norm: Norm,
+        padding: layers.Padding = "torch",
         init: layers.Init,
         rngs: nnx.Rngs,
     ):
@@ -46,7 +51,7 @@ class ConvTower(nnx.Module):
         self.convs = len(dims)
         for i, dim in enumerate(dims):
             bias = not norms.has_norm(norm)
-            conv = layers.Conv(channels, dim, 3, bias=bias, init=init, rngs=rngs)
+            conv = layers.Conv(channels, dim, 3, padding=padding, bias=bias, init=init, rngs=rngs)
             setattr(self, f"conv{i}", conv)
             setattr(self, f"norm{i}", make(dim, rngs=rngs))
             channels = dim
@@ -57,7 +62,7 @@ class ConvTower(nnx.Module):
         valid: Bool[Array, "n"] | None = None,
         *,
         train: bool = False,
-    ) -> Float[Array, "n h w _o"]:
+    ) -> Float[Array, "n _h _w _o"]:
         """Applies the tower; `valid` says which ROIs count in batch statistics."""
         return self.maps(x, valid, train=train)[-1]
 
@@ -67,14 +72,13 @@ class ConvTower(nnx.Module):
         valid: Bool[Array, "n"] | None = None,
         *,
         train: bool = False,
-    ) -> list[Float[Array, "n h w _o"]]:
+    ) -> list[Float[Array, "n _h _w _o"]]:
         """What each convolution reads, then the result."""
-        if valid is not None:
-            valid = jnp.broadcast_to(valid[:, None, None], x.shape[:3])
         found = [x]
         for i in range(self.convs):
             norm = getattr(self, f"norm{i}")
-            x = layers.act(norm(getattr(self, f"conv{i}")(x), valid, train=train), norm)
+            x = getattr(self, f"conv{i}")(x)
+            x = layers.act(norm(x, cells(valid, x), train=train), norm)
             found.append(x)
         return found
 
@@ -135,18 +139,27 @@ class Iou(layers.Linear):
         super().__init__(channels, 1, init=spec.logits_init, rngs=rngs)
 
 
+def cells(
+    valid: Bool[Array, "n"] | None, x: Float[Array, "n h w c"]
+) -> Bool[Array, "n h w"] | None:
+    """Which cells of pooled ROIs count in batch statistics: all of a valid ROI's."""
+    return None if valid is None else jnp.broadcast_to(valid[:, None, None], x.shape[:3])
+
+
 def _flat(x: Float[Array, "n h w c"]) -> Float[Array, "n _o"]:
     return x.reshape(x.shape[0], -1)
 
 
-def _outputs(
+def outputs_of(
     logits: Float[Array, "n _k1"],
     deltas: Float[Array, "n _k4"],
     iou: Float[Array, "n 1"] | None = None,
+    features: Float[Array, "n _h _w _c"] | None = None,
 ) -> BoxOutputs:
+    """What predictors say, as float32; `features` is what a mask head may read."""
     deltas = deltas.reshape(deltas.shape[0], -1, 4)
     one = None if iou is None else iou[:, 0].astype(jnp.float32)
-    return BoxOutputs(logits.astype(jnp.float32), deltas.astype(jnp.float32), one)
+    return BoxOutputs(logits.astype(jnp.float32), deltas.astype(jnp.float32), one, features)
 
 
 class FastRCNNConvFC(nnx.Module):
@@ -186,7 +199,7 @@ class FastRCNNConvFC(nnx.Module):
     ) -> BoxOutputs:
         """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
         x = self.dense(_flat(self.tower(pooled, valid, train=train)), valid, train=train)
-        return _outputs(self.logits(x), self.deltas(x), self.iou and self.iou(x))
+        return outputs_of(self.logits(x), self.deltas(x), self.iou and self.iou(x))
 
 
 class SeparateFastRCNNConvFCHead(nnx.Module):
@@ -214,13 +227,17 @@ class SeparateFastRCNNConvFCHead(nnx.Module):
         self,
         pooled: Float[Array, "n h w c"],
         valid: Bool[Array, "n"] | None = None,
+        for_box: Float[Array, "n h w c"] | None = None,
         *,
         train: bool = False,
     ) -> BoxOutputs:
-        """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
+        """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic).
+
+        `for_box` are features that the box tower reads in the place of `pooled`.
+        """
         classes = _flat(self.classify(pooled, valid, train=train))
-        boxes = _flat(self.refine(pooled, valid, train=train))
-        return _outputs(self.logits(classes), self.deltas(boxes), self.iou and self.iou(boxes))
+        boxes = _flat(self.refine(pooled if for_box is None else for_box, valid, train=train))
+        return outputs_of(self.logits(classes), self.deltas(boxes), self.iou and self.iou(boxes))
 
 
 class SeparateFastRCNNConvFCHeadV2(nnx.Module):
@@ -257,14 +274,59 @@ class SeparateFastRCNNConvFCHeadV2(nnx.Module):
         self,
         pooled: Float[Array, "n h w c"],
         valid: Bool[Array, "n"] | None = None,
+        for_box: Float[Array, "n h w c"] | None = None,
+        *,
+        train: bool = False,
+    ) -> BoxOutputs:
+        """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic).
+
+        `for_box` are features that the box tower reads in the place of `pooled`.
+        """
+        classes = self.classify(_flat(pooled), valid, train=train)
+        for_box = pooled if for_box is None else for_box
+        *_, before, last = self.refine.maps(for_box, valid, train=train)
+        logits, deltas = self.logits(classes), self.deltas(_flat(last))
+        if self.iou is None:
+            return outputs_of(logits, deltas)
+        overlap = self.overlap(before, valid, train=train)
+        return outputs_of(logits, deltas, self.iou(_flat(overlap)))
+
+
+class FastRCNNConvHead(nnx.Module):
+    """Convolutions that class and box share, then one without padding for each (sephv10)."""
+
+    def __init__(
+        self,
+        pooled: Pooled,
+        predictors: Predictors,
+        *,
+        conv_dims: Sequence[int] = (384,) * 4,
+        branch_dim: int = 256,
+        norm: Norm = "evonorm_s0",
+        init: layers.Init = "xavier_uniform",
+        rngs: nnx.Rngs,
+    ):
+        height, width, channels = pooled
+        shared = [channels, *conv_dims][-1]
+        branch = lambda: ConvTower(
+            shared, (branch_dim,), norm=norm, padding=VALID, init=init, rngs=rngs
+        )
+        self.tower = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
+        self.classify, self.refine = branch(), branch()
+        features = (height - 2) * (width - 2) * branch_dim
+        self.logits = Logits(features, predictors, rngs=rngs)
+        self.deltas = Deltas(features, predictors, rngs=rngs)
+        self.iou = Iou(features, predictors, rngs=rngs) if predictors.iou else None
+
+    def __call__(
+        self,
+        pooled: Float[Array, "n h w c"],
+        valid: Bool[Array, "n"] | None = None,
         *,
         train: bool = False,
     ) -> BoxOutputs:
         """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
-        classes = self.classify(_flat(pooled), valid, train=train)
-        *_, before, last = self.refine.maps(pooled, valid, train=train)
-        logits, deltas = self.logits(classes), self.deltas(_flat(last))
-        if self.iou is None:
-            return _outputs(logits, deltas)
-        overlap = self.overlap(before, valid, train=train)
-        return _outputs(logits, deltas, self.iou(_flat(overlap)))
+        x = self.tower(pooled, valid, train=train)
+        classes = _flat(self.classify(x, valid, train=train))
+        boxes = _flat(self.refine(x, valid, train=train))
+        return outputs_of(self.logits(classes), self.deltas(boxes), self.iou and self.iou(boxes))
