@@ -1,8 +1,9 @@
 """The log's questions in small: trains every row of configs/study.py with several seeds.
 
-`python -m benchmarks.study run FOLDER` trains what docs/study.json lacks, one process a core, and
-goes on after a stop; `python -m benchmarks.study report` writes table and plot into docs.
-The questions, and when one counts as answered, were fixed before the first run.
+`python -m benchmarks.study run FOLDER` trains the backbone that all rows start from, then what
+docs/study.json lacks, one process a core, and goes on after a stop; `python -m benchmarks.study
+report` writes table and plot into docs. The questions, and when one counts as answered, were fixed
+before the first run.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from configs import study
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "study.json"
+START = "pretrain"  # the row whose backbone the others start from
 KEPT = ("AP", "AP50", "AP75", "APs", "APm", "AR100")
 _writing = threading.Lock()
 
@@ -34,6 +36,11 @@ def missing(runs: dict[str, Any], rows: list[str], seeds: int) -> list[tuple[str
     ]
 
 
+def arms() -> list[str]:
+    """The rows that are compared."""
+    return [row for row in study.ROWS if row != START]
+
+
 def _train(row: str, seed: int, folder: pathlib.Path, core: int) -> dict[str, Any]:
     """One run on one core; `sephjax.main` goes on from its own checkpoint."""
     workdir = folder / f"{row or 'base'}-{seed}"
@@ -44,13 +51,17 @@ def _train(row: str, seed: int, folder: pathlib.Path, core: int) -> dict[str, An
         f"--workdir={workdir}",
         f"--config.seed={seed}",
     ]
+    if row != START:
+        command.append(f"--config.init.path={folder / f'{START}-0'}")
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PLATFORMS": "cpu"}
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{workdir.name}.log").open("a") as log:
-        subprocess.run(
-            command, cwd=ROOT, env=os.environ | cache, stdout=log, stderr=log, check=True
-        )
-    found = json.loads((workdir / "eval" / str(steps) / "metrics.json").read_text())
+    metrics = workdir / "eval" / str(steps) / "metrics.json"
+    if not metrics.exists():
+        with (folder / f"{workdir.name}.log").open("a") as log:
+            subprocess.run(
+                command, cwd=ROOT, env=os.environ | cache, stdout=log, stderr=log, check=True
+            )
+    found = json.loads(metrics.read_text())
     kinds = [kind for kind in ("bbox", "segm") if kind in found]
     result = {kind: {name: round(found[kind][name], 5) for name in KEPT} for kind in kinds}
     return {"steps": steps, "commit": _commit(), **result}
@@ -76,7 +87,10 @@ def _save(output: pathlib.Path, row: str, seed: int, result: dict[str, Any]) -> 
 def run(folder: pathlib.Path, output: pathlib.Path, seeds: int, cores: list[int]) -> int:
     """Trains what is missing; the number of runs that failed, which the next call tries again."""
     runs = json.loads(output.read_text()) if output.exists() else {}
-    todo = missing(runs, list(study.ROWS), seeds)
+    todo = missing(runs, arms(), seeds)
+    if todo:
+        start = _train(START, 0, folder, cores[0])  # ends at once if it is there
+        print(f"{START}: box AP {start['bbox']['AP']}", flush=True)
     free, failed = list(cores), 0
 
     def one(row: str, seed: int) -> None:

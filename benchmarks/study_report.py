@@ -115,7 +115,7 @@ def plot(runs: Runs, path: pathlib.Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row or "base" for row in study.ROWS]
+    rows = list(dict.fromkeys(name for q in QUESTIONS for name in (q.row, q.against)))
     masked = [row for row in rows if len(values(runs, row, "segm"))]
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
