@@ -74,7 +74,7 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
         init=init,
         abstract=jax.eval_shape(state_of, params, frozen, jax.random.key(0)),
         train_step=step.make_train_step(
-            model, tx, build.losses(config), mask, ema=config.train.ema
+            model, tx, build.losses(config), mask, mesh=mesh, ema=config.train.ema
         ),
         batches=pipeline.train_batches(
             source,
@@ -105,6 +105,7 @@ def _open(config: ConfigDict, *, train: bool) -> Source:
 def predictor(config: ConfigDict, model: Functional, mesh: Any) -> Callable[..., Detections]:
     """(params, frozen, host batch) -> detections on the device, compiled once a canvas."""
     run = step.make_predict_step(model, build.classify(config), masks=config.mask.enabled)
+    run = sharding.by_device(mesh, run, (0, 1))
     same, cut = sharding.replicated(mesh), sharding.batched(mesh)
     compiled = jax.jit(run, in_shardings=(same, same, cut), out_shardings=cut)
     return lambda params, frozen, batch: compiled(params, frozen, sharding.put_batch(mesh, batch))

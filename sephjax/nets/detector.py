@@ -96,7 +96,7 @@ class Detector(nnx.Module):
         It reads the recipe's levels; a fused map is for the ROI heads alone (EXPERIMENTS 2.4).
         """
         maps = {name: pyramid[name] for name in self.recipe.rpn_levels}
-        levels, inside = self._anchors(batch, maps)
+        levels, inside = self._anchors(batch)
         size = batch.size if self.recipe.mask_padding else None
         return self.rpn(maps, size, train=train), levels, inside
 
@@ -106,11 +106,23 @@ class Detector(nnx.Module):
             return size
         return jnp.broadcast_to(jnp.asarray(image.shape[1:3], size.dtype), size.shape)
 
-    def _anchors(self, batch: Batch, pyramid: Pyramid) -> tuple[tuple[Array, ...], Array]:
-        """Anchors of every level, and which of all of them each image may use, [b, n]."""
+    def _anchors(self, batch: Batch) -> tuple[tuple[Array, ...], Array]:
+        """Anchors of every level, and which of all of them each image may use, [b, n].
+
+        A map has a cell for each stride of the canvas and one for what is left.
+        """
         canvas = batch.image.shape[1:3]
-        levels = self.recipe.anchors(canvas, tuple(maps.shape[1:3] for maps in pyramid.values()))
+        strides = [2 ** int(name[1:]) for name in self.recipe.rpn_levels]
+        shapes = tuple((-(-canvas[0] // s), -(-canvas[1] // s)) for s in strides)
+        levels = self.recipe.anchors(canvas, shapes)
         return levels, self.usable(jnp.concatenate(levels), batch.size)
+
+    def rpn_targets(self, batch: Batch, keys: Array) -> RpnTargets:
+        """What the RPN should say; `keys` as in `training`. It needs no features, but all images of
+        a group, which `training` on one device's images does not have."""
+        levels, inside = self._anchors(batch)
+        keys = jax.vmap(jax.random.split)(keys)[:, 0]
+        return self.recipe.rpn_targets(keys, levels, inside, batch.truth, batch.image.shape[1:3])
 
     def usable(self, anchors: Float[Array, "n 4"], size: Int[Array, "b 2"]) -> Bool[Array, "b n"]:
         """Which anchors each image may use: with `mask_padding` those whose centre lies in it."""
@@ -148,14 +160,22 @@ class Detector(nnx.Module):
         found = jax.vmap(one)(outputs.logits, outputs.deltas, inside, size.astype(jnp.float32))
         return jax.lax.stop_gradient(found)
 
-    def training(self, batch: Batch, keys: Array) -> TrainOutputs:
-        """Everything up to the losses; `keys` has one PRNG key an image, [b]."""
-        canvas = batch.image.shape[1:3]
+    def training(
+        self, batch: Batch, keys: Array, rpn_targets: RpnTargets | None = None
+    ) -> TrainOutputs:
+        """Everything up to the losses.
+
+        Args:
+            batch: images and truth.
+            keys: one PRNG key an image, [b].
+            rpn_targets: of these images; None: made here.
+        """
         pyramid = self.pyramid(batch, train=True)
         outputs, levels, inside = self.score(batch, pyramid, train=True)
         pairs = jax.vmap(jax.random.split)(keys)
         anchors = jnp.concatenate(levels)
-        rpn_targets = self.recipe.rpn_targets(pairs[:, 0], levels, inside, batch.truth, canvas)
+        if rpn_targets is None:
+            rpn_targets = self.rpn_targets(batch, keys)
         proposals = self.propose(outputs, levels, inside, batch.size, train=True)
         rois = self.recipe.roi_targets(pairs[:, 1], proposals, batch.truth)
         extent = self.extent(batch.image, batch.size)

@@ -135,8 +135,8 @@ class GroupNorm(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch norm: `frozen=True` always uses its stored statistics, otherwise training updates them.
 
-    Stored statistics are `Frozen`; `gamma` and `beta` are parameters if `trainable_affine`. Under a
-    sharded batch the statistics are those of the global batch.
+    Stored statistics are `Frozen`; `gamma` and `beta` are parameters if `trainable_affine`. On
+    several devices each one's statistics are of its own images, as in the series (`train/step.py`).
     """
 
     activates = False

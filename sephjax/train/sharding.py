@@ -1,5 +1,6 @@
 """Where arrays live: one mesh axis `data`; the state on every device, a batch cut along it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,36 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batched(mesh: Mesh) -> NamedSharding:
     """The sharding of everything whose first axis is the image."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def by_device(
+    mesh: Mesh, run: Callable[..., Any], whole: tuple[int, ...], out: Any = None
+) -> Callable[..., Any]:
+    """`run` on each device's own images, with nothing exchanged between devices.
+
+    Left to itself the partitioner gathers features and proposals where it cannot see that images
+    are independent (sorts, gathers, loops). One device runs `run` itself.
+
+    Args:
+        mesh: the devices.
+        run: of arrays whose first axis is the image, and of others.
+        whole: positions of the arguments that every device has a copy of (weights, whose gradient
+            is then summed over the devices).
+        out: tree of the results' `PartitionSpec`, where `PartitionSpec()` says that all devices
+            return the same; None: each result's first axis is the image.
+    """
+    if mesh.size == 1:
+        return run
+
+    def call(*args: Any) -> Any:
+        cut, copy = PartitionSpec(AXIS), PartitionSpec()
+        specs = tuple(copy if i in whole else cut for i in range(len(args)))
+        # Checking would ask every custom gradient to declare what varies over devices.
+        return jax.shard_map(
+            run, mesh=mesh, in_specs=specs, out_specs=cut if out is None else out, check_vma=False
+        )(*args)
+
+    return call
 
 
 def check_batch(images: int, mesh: Mesh, key: str) -> None:

@@ -1,19 +1,22 @@
 """The train step and the predict step: pure functions, jitted by their callers."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from sephjax.nets.functional import Functional
-from sephjax.train import averages, optimizer
+from sephjax.train import averages, optimizer, sharding
 from sephjax.types import (
     Batch,
     Detections,
     Params,
     Proposals,
+    RpnTargets,
     TrainOutputs,
     TrainState,
     Weights,
@@ -29,6 +32,7 @@ def make_train_step(
     losses: Losses,
     fixed_mask: Any,
     *,
+    mesh: Mesh | None = None,
     ema: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One SGD step on one batch.
@@ -39,11 +43,17 @@ def make_train_step(
         losses: (outputs, size) -> `loss` and its terms.
         fixed_mask: tree of bools like the parameters; where True they stay as they are and their
             gradient is never computed.
+        mesh: the devices that the batch is cut over; None: it is on one. Each runs the detector on
+            its own images; what they exchange are the labels of anchors where images of several
+            share a sample (`rpn.sample_group`), normalisers, losses and the gradient. Batch norm
+            that learns sees one device's images, as the series'.
         ema: decay of the averages of the weights; a state without averages ignores it.
 
     An image's sampling key is folded from (run key, step, index of the image in its source), so the
     result does not depend on how the batch lies on devices.
     """
+
+    forward = _forward(model, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
@@ -52,9 +62,7 @@ def make_train_step(
 
         def objective(trained: Params) -> tuple[jax.Array, tuple[dict[str, jax.Array], Params]]:
             params = optimizer.join(trained, fixed)
-            outputs, frozen = model.apply_and_update(
-                params, state.frozen, batch, keys, method="training"
-            )
+            outputs, frozen = forward(params, state.frozen, batch, keys)
             terms = losses(outputs, batch.size.astype(jnp.float32))
             terms["positive_rois"] = jnp.sum(outputs.rois.positive, dtype=jnp.float32)
             return terms["loss"], (terms, frozen)
@@ -69,6 +77,41 @@ def make_train_step(
         return TrainState(state.step + 1, params, frozen, opt_state, state.key, smooth), scalars
 
     return train_step
+
+
+def _forward(model: Functional, mesh: Mesh | None) -> Callable[..., tuple[TrainOutputs, Params]]:
+    """(params, frozen, batch, keys) -> outputs of the batch and the frozen values it leaves."""
+    if mesh is None or mesh.size == 1:
+        return lambda params, frozen, batch, keys: model.apply_and_update(
+            params, frozen, batch, keys, method="training"
+        )
+
+    def one(
+        params: Params, frozen: Params, batch: Batch, keys: jax.Array, targets: RpnTargets
+    ) -> tuple[TrainOutputs, Params]:
+        outputs, after = model.apply_and_update(
+            params, frozen, batch, keys, targets, method="training"
+        )
+        if outputs.mask_sum is not None:
+            outputs = dataclasses.replace(outputs, mask_sum=outputs.mask_sum[None])
+        # What did not move is the same everywhere; moving statistics become their mean.
+        mean = lambda old, new: new if new is old else jax.lax.pmean(new, sharding.AXIS)
+        return outputs, jax.tree.map(mean, frozen, after)
+
+    cut, copy = PartitionSpec(sharding.AXIS), PartitionSpec()
+    out = (TrainOutputs(copy, *[cut] * 6), copy)
+    run = sharding.by_device(mesh, one, (0, 1), out)
+
+    def forward(
+        params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> tuple[TrainOutputs, Params]:
+        targets = model.apply(params, frozen, batch, keys, method="rpn_targets")
+        outputs, after = run(params, frozen, batch, keys, targets)
+        if outputs.mask_sum is not None:
+            outputs = dataclasses.replace(outputs, mask_sum=jnp.sum(outputs.mask_sum))
+        return outputs, after
+
+    return forward
 
 
 def make_predict_step(
