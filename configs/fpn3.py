@@ -3,7 +3,7 @@
 Published numbers are mAP on val2017, not run here. The original picked these rows' test proposals as in training,
 exactly k a level and without a threshold on logits; here they have the plain NMS and the threshold of the
 later rows, for which there is no key (EXPERIMENTS 8.2: a small loss). Batch norm in the heads takes the statistics of
-the whole batch; the original took each GPU's own.
+each device's own images, as the original did of each GPU's 4.
 
 Row 12 is ambiguous (EXPERIMENTS 8.4, item 3): backgrounds may have weighed 0, 0.3 or 0.5 in the loss of its IoU
 branch. The row has 0.3, of the commit that logged it; the others are

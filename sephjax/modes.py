@@ -74,7 +74,13 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
         init=init,
         abstract=jax.eval_shape(state_of, params, frozen, jax.random.key(0)),
         train_step=step.make_train_step(
-            model, tx, build.losses(config), mask, mesh=mesh, ema=config.train.ema
+            model,
+            tx,
+            build.losses(config),
+            mask,
+            mesh=mesh,
+            group=config.rpn.sample_group,
+            ema=config.train.ema,
         ),
         batches=pipeline.train_batches(
             source,

@@ -33,6 +33,7 @@ def make_train_step(
     fixed_mask: Any,
     *,
     mesh: Mesh | None = None,
+    group: int = 1,
     ema: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One SGD step on one batch.
@@ -44,16 +45,17 @@ def make_train_step(
         fixed_mask: tree of bools like the parameters; where True they stay as they are and their
             gradient is never computed.
         mesh: the devices that the batch is cut over; None: it is on one. Each runs the detector on
-            its own images; what they exchange are the labels of anchors where images of several
-            share a sample (`rpn.sample_group`), normalisers, losses and the gradient. Batch norm
-            that learns sees one device's images, as the series'.
+            its own images; they exchange normalisers, losses and the gradient. Batch norm that
+            learns sees one device's images, as the series'.
+        group: images that share a sample of anchors (`rpn.sample_group`); where they lie on several
+            devices, these exchange the anchors' labels too.
         ema: decay of the averages of the weights; a state without averages ignores it.
 
     An image's sampling key is folded from (run key, step, index of the image in its source), so the
     result does not depend on how the batch lies on devices.
     """
 
-    forward = _forward(model, mesh)
+    forward = _forward(model, mesh, group)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
@@ -79,7 +81,9 @@ def make_train_step(
     return train_step
 
 
-def _forward(model: Functional, mesh: Mesh | None) -> Callable[..., tuple[TrainOutputs, Params]]:
+def _forward(
+    model: Functional, mesh: Mesh | None, group: int
+) -> Callable[..., tuple[TrainOutputs, Params]]:
     """(params, frozen, batch, keys) -> outputs of the batch and the frozen values it leaves."""
     if mesh is None or mesh.size == 1:
         return lambda params, frozen, batch, keys: model.apply_and_update(
@@ -87,7 +91,7 @@ def _forward(model: Functional, mesh: Mesh | None) -> Callable[..., tuple[TrainO
         )
 
     def one(
-        params: Params, frozen: Params, batch: Batch, keys: jax.Array, targets: RpnTargets
+        params: Params, frozen: Params, batch: Batch, keys: jax.Array, targets: RpnTargets | None
     ) -> tuple[TrainOutputs, Params]:
         outputs, after = model.apply_and_update(
             params, frozen, batch, keys, targets, method="training"
@@ -98,14 +102,17 @@ def _forward(model: Functional, mesh: Mesh | None) -> Callable[..., tuple[TrainO
         mean = lambda old, new: new if new is old else jax.lax.pmean(new, sharding.AXIS)
         return outputs, jax.tree.map(mean, frozen, after)
 
-    cut, copy = PartitionSpec(sharding.AXIS), PartitionSpec()
+    cut: Any = PartitionSpec(sharding.AXIS)
+    copy: Any = PartitionSpec()
     out = (TrainOutputs(copy, *[cut] * 6), copy)
     run = sharding.by_device(mesh, one, (0, 1), out)
 
     def forward(
         params: Params, frozen: Params, batch: Batch, keys: jax.Array
     ) -> tuple[TrainOutputs, Params]:
-        targets = model.apply(params, frozen, batch, keys, method="rpn_targets")
+        targets = None
+        if (len(batch.size) // mesh.size) % group:
+            targets = model.apply(params, frozen, batch, keys, method="rpn_targets")
         outputs, after = run(params, frozen, batch, keys, targets)
         if outputs.mask_sum is not None:
             outputs = dataclasses.replace(outputs, mask_sum=jnp.sum(outputs.mask_sum))

@@ -36,7 +36,9 @@ def state_and_step(mesh, **changes):
     params["box_head"]["logits"]["kernel"] *= 0.05
     mask = optimizer.frozen_mask(params, ())
     tx = optimizer.make_optimizer(config, params, [])
-    train_step = step.make_train_step(model, tx, build.losses(config), mask, mesh=mesh)
+    train_step = step.make_train_step(
+        model, tx, build.losses(config), mask, mesh=mesh, group=config.rpn.sample_group
+    )
     state = TrainState(jnp.int32(0), params, frozen, tx.init(params), jax.random.key(3))
     predict = step.make_predict_step(model, build.classify(config), masks=True)
     return state, train_step, sharding.by_device(mesh, predict, (0, 1))
