@@ -17,7 +17,6 @@ import pytest
 from benchmarks import series
 from sephjax import modes
 from sephjax.train import optimizer, sharding
-from tests import narrow
 from tests.configs.families import IDS, ROWS
 from tests.configs.shrink import shrunk
 from tests.tiny import quick  # noqa: F401 - a fixture for the whole module
@@ -40,11 +39,7 @@ def names_where(tree, found):
 @pytest.mark.parametrize(
     ("family", "row"), [ROWS[at] for at in CHOSEN], ids=[IDS[at] for at in CHOSEN]
 )
-def test_a_row_learns_in_every_part_and_is_evaluated(
-    family, row, shared_data, tmp_path, monkeypatch
-):
-    # Drawn without compiling.
-    monkeypatch.setattr("sephjax.initial.weights", lambda config, model, *_: narrow.draw(model))
+def test_a_row_learns_in_every_part_and_is_evaluated(family, row, shared_data, tmp_path):
     config = shrunk(family, row, shared_data / "coco_tiny")
     with contextlib.redirect_stdout(io.StringIO()):
         setup = modes.make_setup(config, tmp_path)
