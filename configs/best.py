@@ -16,7 +16,7 @@ an oversight; there is no key for it.
 
 from ml_collections import ConfigDict
 
-from configs import mask_rcnn
+from configs import cascade, mask_rcnn
 from configs._chain import Row, resolve
 
 EVONORM_HEAD = {
@@ -84,15 +84,7 @@ ROWS = {
     "cascade": Row(
         "evonorm",
         "do three stages at rising IoU help?",
-        {
-            "roi.class_agnostic": True,
-            "roi.cascade.ious": (0.5, 0.6, 0.7),
-            "roi.cascade.weights": (
-                (10.0, 10.0, 5.0, 5.0),
-                (20.0, 20.0, 10.0, 10.0),
-                (30.0, 30.0, 15.0, 15.0),
-            ),
-        },
+        cascade.STAGES,
     ),
     "long": Row(
         "cascade",

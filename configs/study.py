@@ -7,7 +7,7 @@ detector of the same shapes without norms in its heads. Each row flips one thing
 
 from ml_collections import ConfigDict
 
-from configs import sephv14
+from configs import cascade, sephv14
 from configs._chain import Row, resolve
 
 SIDES = {
@@ -105,13 +105,7 @@ ROWS = {
         "",
         "three stages at rising IoU for one?",
         {
-            "roi.class_agnostic": True,
-            "roi.cascade.ious": (0.5, 0.6, 0.7),
-            "roi.cascade.weights": (
-                (10.0, 10.0, 5.0, 5.0),
-                (20.0, 20.0, 10.0, 10.0),
-                (30.0, 30.0, 15.0, 15.0),
-            ),
+            **cascade.STAGES,
             "roi.cascade.append": 2,  # 8 of 128 ROIs in the series
         },
     ),

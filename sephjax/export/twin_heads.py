@@ -53,7 +53,7 @@ class RPN(nn.Module):
         self, x: torch.Tensor, name: str, extents: Extents
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and deltas of one level."""
-        raise NotImplementedError
+        raise NotImplementedError  # every kind has its own
 
     def forward(
         self, pyramid: Mapping[str, torch.Tensor], sizes: Extents
@@ -147,7 +147,7 @@ class BoxHead(nn.Module):
 
         Of a crop of each ROI; heads with a tower each take a second one for the box.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every head has its own
 
     def forward(
         self, *views: torch.Tensor

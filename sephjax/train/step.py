@@ -104,8 +104,10 @@ def _forward(
 
     cut: Any = PartitionSpec(sharding.AXIS)
     copy: Any = PartitionSpec()
-    out = (TrainOutputs(copy, *[cut] * 6), copy)
-    run = sharding.by_device(mesh, one, (0, 1), out)
+    outputs = TrainOutputs(
+        anchors=copy, rpn=cut, rpn_targets=cut, rois=cut, boxes=cut, mask_sum=cut, later=cut
+    )
+    run = sharding.by_device(mesh, one, (0, 1), (outputs, copy))
 
     def forward(
         params: Params, frozen: Params, batch: Batch, keys: jax.Array

@@ -117,28 +117,6 @@ class FCTower(nnx.Module):
         return x
 
 
-class Logits(layers.Linear):
-    """Class logits, background last."""
-
-    def __init__(self, channels: int, spec: Predictors, *, rngs: nnx.Rngs):
-        super().__init__(channels, spec.classes + 1, init=spec.logits_init, rngs=rngs)
-
-
-class Deltas(layers.Linear):
-    """Box deltas of every class, or of one box for all."""
-
-    def __init__(self, channels: int, spec: Predictors, *, rngs: nnx.Rngs):
-        boxes = 1 if spec.class_agnostic else spec.classes
-        super().__init__(channels, 4 * boxes, init=spec.deltas_init, rngs=rngs)
-
-
-class Iou(layers.Linear):
-    """One logit of the IoU that the predicted box has."""
-
-    def __init__(self, channels: int, spec: Predictors, *, rngs: nnx.Rngs):
-        super().__init__(channels, 1, init=spec.logits_init, rngs=rngs)
-
-
 def cells(
     valid: Bool[Array, "n"] | None, x: Float[Array, "n h w c"]
 ) -> Bool[Array, "n h w"] | None:
@@ -150,19 +128,52 @@ def _flat(x: Float[Array, "n h w c"]) -> Float[Array, "n _o"]:
     return x.reshape(x.shape[0], -1)
 
 
-def outputs_of(
-    logits: Float[Array, "n _k1"],
-    deltas: Float[Array, "n _k4"],
-    iou: Float[Array, "n 1"] | None = None,
-    features: Float[Array, "n _h _w _c"] | None = None,
-) -> BoxOutputs:
-    """What predictors say, as float32; `features` is what a mask head may read."""
-    deltas = deltas.reshape(deltas.shape[0], -1, 4)
-    one = None if iou is None else iou[:, 0].astype(jnp.float32)
-    return BoxOutputs(logits.astype(jnp.float32), deltas.astype(jnp.float32), one, features)
+class BoxHead(nnx.Module):
+    """What all box heads end in: `logits`, `deltas` and, with an IoU branch, `iou`."""
+
+    logits: layers.Linear
+    deltas: layers.Linear
+    iou: layers.Linear | None
+
+    def end(self, for_class: int, for_box: int, spec: Predictors, *, rngs: nnx.Rngs) -> None:
+        """Adds the predictors.
+
+        Args:
+            for_class: numbers that the class is predicted from (background is the last logit).
+            for_box: numbers that the deltas of every class, or of one box for all, and the IoU of
+                the predicted box are.
+            spec: kinds and initialisers.
+            rngs: Where the kernels are drawn from.
+        """
+        boxes = 1 if spec.class_agnostic else spec.classes
+        line = layers.Linear
+        self.logits = line(for_class, spec.classes + 1, init=spec.logits_init, rngs=rngs)
+        self.deltas = line(for_box, 4 * boxes, init=spec.deltas_init, rngs=rngs)
+        self.iou = line(for_box, 1, init=spec.logits_init, rngs=rngs) if spec.iou else None
+
+    def say(
+        self,
+        for_class: Float[Array, "n _c"],
+        for_box: Float[Array, "n _d"],
+        for_iou: Float[Array, "n _d"] | None = None,
+        features: Float[Array, "n _h _w _f"] | None = None,
+    ) -> BoxOutputs:
+        """What the predictors say, as float32.
+
+        Args:
+            for_class: what the class is predicted from.
+            for_box: what the deltas are.
+            for_iou: what the IoU is; None: as the deltas.
+            features: what a mask head may read.
+        """
+        logits, deltas, iou = self.logits(for_class), self.deltas(for_box), None
+        if self.iou is not None:
+            iou = self.iou(for_box if for_iou is None else for_iou)[:, 0].astype(jnp.float32)
+        deltas = deltas.reshape(deltas.shape[0], -1, 4)
+        return BoxOutputs(logits.astype(jnp.float32), deltas.astype(jnp.float32), iou, features)
 
 
-class FastRCNNConvFC(nnx.Module):
+class FastRCNNConvFC(BoxHead):
     """Convolutions, then dense layers, shared by class and box.
 
     detectron2 and torchvision v1: two FC of 1024 with ReLU; torchvision v2 and LSJ: four
@@ -186,9 +197,7 @@ class FastRCNNConvFC(nnx.Module):
         flat = height * width * (conv_dims[-1] if conv_dims else channels)
         self.dense = FCTower(flat, fc_dims, norm=fc_norm, init=init, rngs=rngs)
         features = fc_dims[-1] if fc_dims else flat
-        self.logits = Logits(features, predictors, rngs=rngs)
-        self.deltas = Deltas(features, predictors, rngs=rngs)
-        self.iou = Iou(features, predictors, rngs=rngs) if predictors.iou else None
+        self.end(features, features, predictors, rngs=rngs)
 
     def __call__(
         self,
@@ -199,10 +208,10 @@ class FastRCNNConvFC(nnx.Module):
     ) -> BoxOutputs:
         """Float32 logits `[n, k + 1]` and deltas `[n, k, 4]` (`[n, 1, 4]` if class-agnostic)."""
         x = self.dense(_flat(self.tower(pooled, valid, train=train)), valid, train=train)
-        return outputs_of(self.logits(x), self.deltas(x), self.iou and self.iou(x))
+        return self.say(x, x)
 
 
-class SeparateFastRCNNConvFCHead(nnx.Module):
+class SeparateFastRCNNConvFCHead(BoxHead):
     """Two convolution towers, one for the class and one for the box; they share nothing (seph)."""
 
     def __init__(
@@ -219,9 +228,7 @@ class SeparateFastRCNNConvFCHead(nnx.Module):
         self.classify = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
         self.refine = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
         features = height * width * conv_dims[-1]
-        self.logits = Logits(features, predictors, rngs=rngs)
-        self.deltas = Deltas(features, predictors, rngs=rngs)
-        self.iou = Iou(features, predictors, rngs=rngs) if predictors.iou else None
+        self.end(features, features, predictors, rngs=rngs)
 
     def __call__(
         self,
@@ -237,10 +244,10 @@ class SeparateFastRCNNConvFCHead(nnx.Module):
         """
         classes = _flat(self.classify(pooled, valid, train=train))
         boxes = _flat(self.refine(pooled if for_box is None else for_box, valid, train=train))
-        return outputs_of(self.logits(classes), self.deltas(boxes), self.iou and self.iou(boxes))
+        return self.say(classes, boxes)
 
 
-class SeparateFastRCNNConvFCHeadV2(nnx.Module):
+class SeparateFastRCNNConvFCHeadV2(BoxHead):
     """Dense layers for the class, convolutions for the box, nothing shared (sephv2 and after).
 
     The IoU branch has a convolution of its own, which reads what the last one of the box reads
@@ -262,10 +269,7 @@ class SeparateFastRCNNConvFCHeadV2(nnx.Module):
         flat = height * width * channels
         self.classify = FCTower(flat, fc_dims, norm=norm, init=init, rngs=rngs)
         self.refine = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
-        self.logits = Logits(fc_dims[-1], predictors, rngs=rngs)
-        flat = height * width * conv_dims[-1]
-        self.deltas = Deltas(flat, predictors, rngs=rngs)
-        self.iou = Iou(flat, predictors, rngs=rngs) if predictors.iou else None
+        self.end(fc_dims[-1], height * width * conv_dims[-1], predictors, rngs=rngs)
         if predictors.iou:
             before, last = (channels, *conv_dims)[-2:]
             self.overlap = ConvTower(before, (last,), norm=norm, init=init, rngs=rngs)
@@ -285,14 +289,13 @@ class SeparateFastRCNNConvFCHeadV2(nnx.Module):
         classes = self.classify(_flat(pooled), valid, train=train)
         for_box = pooled if for_box is None else for_box
         *_, before, last = self.refine.maps(for_box, valid, train=train)
-        logits, deltas = self.logits(classes), self.deltas(_flat(last))
         if self.iou is None:
-            return outputs_of(logits, deltas)
+            return self.say(classes, _flat(last))
         overlap = self.overlap(before, valid, train=train)
-        return outputs_of(logits, deltas, self.iou(_flat(overlap)))
+        return self.say(classes, _flat(last), _flat(overlap))
 
 
-class FastRCNNConvHead(nnx.Module):
+class FastRCNNConvHead(BoxHead):
     """Convolutions that class and box share, then one without padding for each (sephv10)."""
 
     def __init__(
@@ -314,9 +317,7 @@ class FastRCNNConvHead(nnx.Module):
         self.tower = ConvTower(channels, conv_dims, norm=norm, init=init, rngs=rngs)
         self.classify, self.refine = branch(), branch()
         features = (height - 2) * (width - 2) * branch_dim
-        self.logits = Logits(features, predictors, rngs=rngs)
-        self.deltas = Deltas(features, predictors, rngs=rngs)
-        self.iou = Iou(features, predictors, rngs=rngs) if predictors.iou else None
+        self.end(features, features, predictors, rngs=rngs)
 
     def __call__(
         self,
@@ -329,4 +330,4 @@ class FastRCNNConvHead(nnx.Module):
         x = self.tower(pooled, valid, train=train)
         classes = _flat(self.classify(x, valid, train=train))
         boxes = _flat(self.refine(x, valid, train=train))
-        return outputs_of(self.logits(classes), self.deltas(boxes), self.iou and self.iou(boxes))
+        return self.say(classes, boxes)

@@ -8,20 +8,11 @@ from jaxtyping import Array, Bool, Float
 
 from sephjax.nets import layers, norms
 from sephjax.nets.backbone import resnet
-from sephjax.nets.roi.box_head import (
-    Deltas,
-    Iou,
-    Logits,
-    Norm,
-    Pooled,
-    Predictors,
-    cells,
-    outputs_of,
-)
+from sephjax.nets.roi.box_head import BoxHead, Norm, Pooled, Predictors, cells
 from sephjax.types import BoxOutputs
 
 
-class Res5(nnx.Module):
+class Res5(BoxHead):
     """Bottlenecks of stride 1, their mean over the cells, predictors; a mask head may read the map.
 
     They start at random, unlike detectron2's C4 heads, which take them from ImageNet.
@@ -67,9 +58,7 @@ class Res5(nnx.Module):
             )
             setattr(self, f"block{i}", block)
             channels = self.channels
-        self.logits = Logits(channels, predictors, rngs=rngs)
-        self.deltas = Deltas(channels, predictors, rngs=rngs)
-        self.iou = Iou(channels, predictors, rngs=rngs) if predictors.iou else None
+        self.end(channels, channels, predictors, rngs=rngs)
 
     def features(
         self,
@@ -97,5 +86,4 @@ class Res5(nnx.Module):
         """
         x = self.features(pooled, valid, train=train)
         means = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
-        iou = self.iou and self.iou(means)
-        return outputs_of(self.logits(means), self.deltas(means), iou, x if train else None)
+        return self.say(means, means, features=x if train else None)
