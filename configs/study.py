@@ -51,11 +51,11 @@ SMALL = {
     "mask.dim": 32,
     "mask.tiers": (),
     "schedule.warmup_steps": 100,
-    "train.steps": 1_000,
+    "train.steps": 600,
     "train.batch": 8,
     "eval.every": 0,
     "eval.batch": 16,
-    "checkpoint.every": 1_000,
+    "checkpoint.every": 600,
     "checkpoint.keep": 1,
 }
 MASKS = {"mask.enabled": True, "mask.norm": "evonorm_s0", "mask.deconv_norm": "evonorm_s0"}
@@ -78,7 +78,7 @@ ROWS = {
     "step": Row(
         "",
         "cosine or step schedule?",
-        {"schedule.name": "step", "schedule.milestones": (667, 833)},
+        {"schedule.name": "step", "schedule.milestones": (400, 500)},
     ),
     "r128": Row("", "four times as many ROIs (512 for 128 in the log)?", {"roi.samples": 128}),
     "giou": Row("", "GIoU for smooth L1?", {"roi.box_loss": {"name": "giou"}}),
