@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -81,6 +82,22 @@ def put_batch(mesh: Mesh, batch: Batch) -> Batch:
         return jax.make_array_from_process_local_data(sharding, local, shape)
 
     return jax.tree.map(put, batch)
+
+
+def put_whole(mesh: Mesh, tree: Any) -> Any:
+    """A copy of `tree`, which every process has, on every device of the mesh."""
+    sharding = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding, may_alias=False)
+
+    def put(leaf: Any) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        local = np.asarray(jax.device_get(leaf))
+        return jax.make_array_from_process_local_data(sharding, local, local.shape)
+
+    return jax.tree.map(put, tree)
 
 
 def abstract_on(mesh: Mesh, tree: Any) -> Any:
