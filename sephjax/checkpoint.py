@@ -113,7 +113,8 @@ class Checkpoints:
             abstract: shapes, dtypes and shardings; the key may be a typed key or raw key data.
 
         Returns:
-            The state, bit for bit, and this process' input state. Where `abstract` has averages and
+            The state, bit for bit, and this process' input state (that of all, for another number
+            of processes than it was saved by). Where `abstract` has averages and
             the checkpoint has none, they begin at its weights; those that `abstract` does not have
             are not read. `has_averages` tells.
 
@@ -142,12 +143,14 @@ class Checkpoints:
             # Copies, since a step gives the arrays of its state away, each once.
             copies = jax.tree.map(jnp.copy, Weights(state.params, state.frozen))
             state = dataclasses.replace(state, averages=copies)
-        if len(inputs) != jax.process_count():
+        if len(inputs) == jax.process_count():
+            return state, inputs[jax.process_index()]
+        if any(place != inputs[0] for place in inputs):
             raise UserError(
                 f"the checkpoint of step {step} was written by {len(inputs)} processes and this run"
                 f" has {jax.process_count()}; resume with as many processes as before."
             )
-        return state, inputs[jax.process_index()]
+        return state, inputs[0]
 
     def restore_weights(
         self, step: int, params: Params, frozen: Params, *, averages: bool = False

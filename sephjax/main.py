@@ -26,7 +26,17 @@ SOURCE = flags.DEFINE_string(
     "convert, parity: <format>:<file> of weights, which convert brings into workdir.",
 )
 TARGET = flags.DEFINE_string("target", None, "convert: <format>:<file> to write from workdir.")
-OURS = ("config", "workdir", "mode", "step", "images", "output", "source", "target")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "train, eval in several processes: <host>:<port> of the first, or auto (TPU pod, GKE, Slurm).",
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+OURS = (
+    "config", "workdir", "mode", "step", "images", "output", "source", "target",
+    "coordinator", "num_processes", "process_id",
+)  # fmt: skip
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -77,6 +87,10 @@ def _dispatch() -> int:
         output = OUTPUT.value or WORKDIR.value or "."
     if MODE.value == "predict":
         images, output = _need(IMAGES.value, "images"), _need(OUTPUT.value, "output")
+    if MODE.value in ("train", "eval"):
+        from sephjax import cluster
+
+        cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     from sephjax import convert, modes
 
     config = CONFIG.value

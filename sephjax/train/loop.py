@@ -115,9 +115,7 @@ class _Run:
             self._tell_of_averages(step)
             return state
         # A copy, since the first step gives these arrays away.
-        return jax.device_put(
-            self.setup.init(), sharding.replicated(self.setup.mesh), may_alias=False
-        )
+        return sharding.put_whole(self.setup.mesh, self.setup.init())
 
     def _tell_of_averages(self, step: int) -> None:
         wanted, there = self.config.train.ema > 0, self.checkpoints.has_averages(step)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -14,8 +15,9 @@ AXIS = "data"
 
 
 def make_mesh() -> Mesh:
-    """All devices of all processes on the one axis `data`."""
-    return Mesh(np.asarray(jax.devices()), (AXIS,))
+    """All devices of all processes on the one axis `data`, those of a process side by side."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices), (AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -70,8 +72,8 @@ def check_batch(images: int, mesh: Mesh, key: str) -> None:
 def put_batch(mesh: Mesh, batch: Batch) -> Batch:
     """Moves this process' part of a batch (NumPy arrays) to its devices as global arrays.
 
-    The transfer is explicit, so it is allowed under `jax.transfer_guard("disallow")`. Every process
-    gives the same number of images; leaves that are None stay None.
+    It is allowed under `jax.transfer_guard("disallow")`. Every process gives the same number of
+    images; leaves that are None stay None.
     """
     sharding = batched(mesh)
     processes = jax.process_count()
@@ -80,7 +82,25 @@ def put_batch(mesh: Mesh, batch: Batch) -> Batch:
         shape = (local.shape[0] * processes, *local.shape[1:])
         return jax.make_array_from_process_local_data(sharding, local, shape)
 
-    return jax.tree.map(put, batch)
+    # With several processes JAX takes this transfer for one that nobody asked for.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(put, batch)
+
+
+def put_whole(mesh: Mesh, tree: Any) -> Any:
+    """A copy of `tree`, which every process has, on every device of the mesh."""
+    sharding = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding, may_alias=False)
+
+    def put(leaf: Any) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        local = np.asarray(jax.device_get(leaf))
+        return jax.make_array_from_process_local_data(sharding, local, local.shape)
+
+    return jax.tree.map(put, tree)
 
 
 def abstract_on(mesh: Mesh, tree: Any) -> Any:
