@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("file", help="to write, .pth")
     parser.add_argument("picture", help="on which objects are to be found")
     parser.add_argument("--detections", type=int, default=40, help="how many")
+    parser.add_argument("--v2", action="store_true", help="of maskrcnn_resnet50_fpn_v2")
     options = parser.parse_args(arguments)
     image = predicting.read_image(pathlib.Path(options.picture))
     if image is None:
@@ -31,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     height, width = transforms.resized_shape(high, wide, SHORT, LONG, "keep_aspect")
     resized = np.zeros((height, width, 3), np.uint8)
     transforms.resize_onto(resized, image, height, width)
-    model = peer.mask_rcnn(height, width)
-    found = peer.settle(model, resized, detections=options.detections)
+    make, contrast = (peer.mask_rcnn_v2, 1.0) if options.v2 else (peer.mask_rcnn, 2.0)
+    model = make(height, width)
+    found = peer.settle(model, resized, detections=options.detections, contrast=contrast)
     torch.save(model.state_dict(), options.file)
     print(f"{options.file}: {found} detections on {options.picture}")
 

@@ -69,9 +69,15 @@ def test_numbers_of_a_tree_are_counted():
     assert describe.tree_size({"a": MATRIX, "b": {"c": KERNEL}}) == 5 * 7 + 3 * 3 * 3 * 5
 
 
+COUNTED = ("demo", "mask_rcnn", "sephv14", "cascade")  # tests/configs/test_rows.py traces them all
+
+
 @pytest.mark.parametrize(("family", "row"), ROWS, ids=IDS)
-def test_every_row_has_a_page(family, row, capsys):
+def test_every_row_has_a_page(family, row, capsys, monkeypatch):
     config = read(family, row)
+    if row or family not in COUNTED:
+        page = 64, 96, describe.Cost(0.0, 0.0)
+        monkeypatch.setattr(describe, "costs", lambda *_: {"train": page, "predict": page})
     describe.describe(config)
     page = capsys.readouterr().out
     words = " ".join(page.split())
