@@ -8,8 +8,24 @@ import numpy as np
 import pytest
 
 from sephjax.ops import nms as nms_ops
+from sephjax.ops import nms_loop, nms_rank, nms_tiled
 
 N = 96
+TILE = 20  # several, and not a whole number of them
+
+
+@pytest.fixture(scope="module", params=["loop", "tiled"], autouse=True)
+def way(request):
+    """Everything holds of the way of a CPU and of that of an accelerator."""
+    ways = {
+        "loop": lambda loop, tiled, ranked, removes, most: loop(ranked, removes, most),
+        "tiled": lambda loop, tiled, ranked, removes, most: tiled(ranked, removes, most, TILE),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nms_ops, "_by_platform", ways[request.param])
+        for jitted in (run, run_exactly):
+            jitted.clear_cache()
+        yield request.param
 
 
 def iou_of(a, b):
@@ -215,3 +231,21 @@ def test_nms_equals_torchvision(threshold, tied):
         listed(run(boxes, scores, everything, classes, threshold=threshold))
         == ops.batched_nms(*inputs, torch.tensor(classes), threshold).tolist()
     )
+
+
+@pytest.mark.parametrize("size", [N, TILE, 1])
+def test_a_chain_of_boxes_settles(size):
+    """Each box kills the next one alone: a tile needs as many turns as it can need."""
+    left = np.arange(size, dtype=np.float32)
+    boxes = np.stack([left, 0 * left, left + 2, 0 * left + 1], axis=1)  # neighbours: IoU 1/3
+    scores, valid = -left, np.ones(size, bool)
+    assert listed(run(boxes, scores, valid, threshold=0.3)) == list(range(0, size, 2))
+
+
+def test_both_ways_take_the_same_boxes_in_the_same_order():
+    ranked = nms_rank.rank(*(jnp.asarray(x) for x in clustered(1)), None)
+    removes = lambda iou: iou > 0.5
+    loop, loop_count = nms_loop.take(ranked, removes, 30)
+    tiled, tiled_count = nms_tiled.take(ranked, removes, 30, TILE)
+    assert loop_count == tiled_count > 5
+    assert (loop == tiled).all()
