@@ -29,6 +29,11 @@ def get_config() -> ConfigDict:
         {
             "steps": 90_000,
             "batch": 16,  # images a step, over all devices and hosts
+            # Micro-batches that a step's images are cut into on each device. Each runs forward on its own
+            # and once more in the backward pass: losses and normalisers stay those of the whole batch,
+            # memory is that of one (only `bn`, where it learns, sees one micro-batch at a time).
+            "accumulate": 1,
+            "remat": "none",  # none | stage (a backbone stage's activations are computed again, not kept)
             "log_every": 20,  # steps
             "ema": 0.0,  # decay of averaged weights, which are then evaluated and exported; 0: none
         }
