@@ -17,7 +17,7 @@ from tests.parity import double
 from tests.train import devices
 
 # Each device has two pictures of a group in each of its parts.
-WHOLE = {"norm": "frozen_bn", "rpn.sample_group": 4}
+WHOLE = {"norm": "frozen_bn", "optimizer.no_decay": (), "rpn.sample_group": 4}
 PARTS = WHOLE | {"train.accumulate": 2}
 
 

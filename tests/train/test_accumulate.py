@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from sephjax import modes
 from sephjax.errors import UserError
 from sephjax.nets.backbone import resnet
 from sephjax.nets.functional import flat_paths
-from sephjax.train import sharding, step
+from sephjax.train import sharding, step, workdir
 from sephjax.types import BoxOutputs, Rois, RpnOutputs, RpnTargets, TrainOutputs
 from tests import narrow
 from tests.parity import double
@@ -185,3 +186,25 @@ def test_a_batch_that_does_not_fall_into_equal_parts_is_refused(devices_, count,
     with pytest.raises(UserError, match=told):
         sharding.check_batch(8, Some(), "train.batch", count)
     sharding.check_batch(16, Some(), "train.batch", 8)
+
+
+def test_the_config_reaches_the_step(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(step, "make_train_step", lambda *_, **options: seen.update(options))
+    config = narrow.config(**{"data.source": "shapes", "train.accumulate": 2})
+    modes.make_setup(config, tmp_path)
+    assert seen["accumulate"] == 2
+
+
+def test_a_run_goes_on_with_other_parts_and_from_before_there_were_any(tmp_path):
+    config = narrow.config()
+    workdir.claim(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for key in ("accumulate", "remat"):
+        del stored["train"][key]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert workdir.claim(tmp_path, config) == []
+    config = narrow.config(**{"train.accumulate": 4, "train.remat": "stage"})
+    (note,) = workdir.claim(tmp_path, config)
+    assert note.startswith("train.accumulate was 1 and is 4: other batches for batch norm")
