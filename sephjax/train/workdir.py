@@ -81,8 +81,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
         if "train.ema" in differences:
             before, now = differences["train.ema"]
             notes.append(f"train.ema was {before} and is {now}: other averages, the same training.")
-        if differences.get("train.accumulate", (ABSENT,))[0] != ABSENT:
-            before, now = differences["train.accumulate"]
+        before, now = differences.get("train.accumulate", (1, 1))
+        if now != (before := 1 if before == ABSENT else before):
             notes.append(
                 f"train.accumulate was {before} and is {now}: other batches for batch norm that"
                 " learns, else the same training."

@@ -133,7 +133,7 @@ class Stem(nnx.Module):
     def __init__(self, width: int, *, layout: Layout, norm: norms.NormFactory, rngs: nnx.Rngs):
         self.conv = layers.Conv(3, width, 7, stride=2, bias=False, init=layout.init, rngs=rngs)
         self.norm = norm(width, rngs=rngs)
-        self.pool_padding = layout.pool_padding
+        self.pool_padding: layers.Padding = layout.pool_padding
 
     def __call__(
         self, image: Float[Array, "b h w 3"], size: Int[Array, "b 2"] | None, *, train: bool
