@@ -25,14 +25,7 @@ def get_config() -> ConfigDict:
     config.backbone, config.fpn, config.anchors = backbone(), fpn(), anchors()
     config.rpn, config.roi, config.mask, config.test = rpn(), roi(), mask(), test()
     config.optimizer, config.schedule = optimizer(), schedule()
-    config.train = ConfigDict(
-        {
-            "steps": 90_000,
-            "batch": 16,  # images a step, over all devices and hosts
-            "log_every": 20,  # steps
-            "ema": 0.0,  # decay of averaged weights, which are then evaluated and exported; 0: none
-        }
-    )
+    config.train = train()
     config.eval = ConfigDict(
         {
             "every": 5_000,  # steps; the end is always evaluated; 0: only the end
@@ -65,6 +58,23 @@ def get_config() -> ConfigDict:
         }
     )
     return config.lock()
+
+
+def train() -> ConfigDict:
+    """Steps and batches."""
+    return ConfigDict(
+        {
+            "steps": 90_000,
+            "batch": 16,  # images a step, over all devices and hosts
+            # Micro-batches that a step's images are cut into on each device. Each runs forward on its own
+            # and once more in the backward pass: losses and normalisers stay those of the whole batch,
+            # memory is that of one (only `bn`, where it learns, sees one micro-batch at a time).
+            "accumulate": 1,
+            "remat": "none",  # none | stage (a backbone stage's activations are computed again, not kept)
+            "log_every": 20,  # steps
+            "ema": 0.0,  # decay of averaged weights, which are then evaluated and exported; 0: none
+        }
+    )
 
 
 def data() -> ConfigDict:

@@ -38,6 +38,7 @@ BOX_HEADS = {
 }
 NORM_KEYS = ("norm", "conv_norm", "fc_norm")  # of the box heads that have `heads_bn`
 RPNS = {"rpn": RPNHead, "retinanet": RetinaNetHead}
+REMAT = {"none": False, "stage": True}
 BEFORE_FPN = {"none": None, "non_local": hooks.NonLocalBefore}
 AFTER_FPN = {"none": None, "fusion": hooks.Fusion, "balance": hooks.Balance}
 INITIALIZERS = {  # of the neck, the RPN, the box head's towers and its predictors, the mask head
@@ -83,6 +84,7 @@ def _networks(config: ConfigDict, classes: int, rngs: nnx.Rngs) -> dict[str, nnx
         layout=back.layout,
         norm=norms.norm_factory(back.norm, **norm_options),
         width=back.width,
+        remat=choose(REMAT, config.train.remat, "train.remat"),
         rngs=rngs,
     )
     inputs = {name: backbone.channels[name] for name in neck.inputs}

@@ -31,12 +31,14 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "mask.norm": _NORMS,
     "mask.deconv_norm": _NORMS,
     "schedule.name": ("step", "cosine"),
+    "train.remat": ("none", "stage"),
     "eval.backend": ("pycocotools", "faster"),
 }
 _POSITIVE = (
-    "train.steps", "train.batch", "train.log_every", "eval.batch", "checkpoint.keep",
-    "rpn.sample_group", "roi.samples", "roi.sampler.bins", "roi.sampler.positive_bins",
-    "data.max_objects", "data.size_multiple", "test.detections", "test.candidates",
+    "train.steps", "train.batch", "train.accumulate", "train.log_every", "eval.batch",
+    "checkpoint.keep", "rpn.sample_group", "roi.samples", "roi.sampler.bins",
+    "roi.sampler.positive_bins", "data.max_objects", "data.size_multiple", "test.detections",
+    "test.candidates",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",

@@ -81,6 +81,7 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
             mesh=mesh,
             group=config.rpn.sample_group,
             ema=config.train.ema,
+            accumulate=config.train.accumulate,
         ),
         batches=pipeline.train_batches(
             source,

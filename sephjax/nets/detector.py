@@ -224,17 +224,19 @@ class Detector(nnx.Module):
         targets = jax.vmap(crop)(truth.masks, truth.boxes, boxes, first(rois.matched))
         if recipe.mask_binary:
             targets = (targets >= 0.5).astype(jnp.float32)
-        head, params = functional.detach(self.mask_head)
+        head, params, frozen = functional.detach(self.mask_head)
 
-        def loss(params, pooled, rest):
+        def loss(params, pooled, rest, frozen):
             labels, targets, positive = rest
-            logits, frozen = head(params, pooled[0], labels[0], positive[0], train=True)
-            return recipe.mask_loss(logits[None], targets, positive), frozen
+            logits, moved = head(params, frozen, pooled[0], labels[0], positive[0], train=True)
+            return recipe.mask_loss(logits[None], targets, positive), moved
 
         pooled, rest = tiers.pack((pooled, (labels, targets, positive)), positive)
         count = jnp.sum(positive, dtype=jnp.int32)
-        total, frozen = tiers.tiered_sum(loss, params, pooled, rest, count, recipe.mask_tiers)
-        functional.attach(self.mask_head, frozen)
+        total, moved = tiers.tiered_sum(
+            loss, params, pooled, rest, count, recipe.mask_tiers, (frozen,)
+        )
+        functional.attach(self.mask_head, moved)
         return total
 
     def candidates(self, batch: Batch) -> tuple[dict[str, Array], Proposals, BoxOutputs]:

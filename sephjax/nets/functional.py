@@ -7,6 +7,7 @@ first.
 """
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -115,25 +116,58 @@ def functional(make_model: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     return Functional(make_model, graph, (params, frozen))
 
 
-def detach(module: nnx.Module) -> tuple[Callable[..., tuple[Any, Params]], Params]:
-    """Splits a part of a running model into a pure function and the parameters it has now.
+def detach(module: nnx.Module) -> tuple[Callable[..., tuple[Any, Params]], Params, Params]:
+    """Splits a part of a running model into a pure function and the values it has now.
 
-    For transformations that must see the parameters as arguments (a custom gradient). `call(params,
-    *args, **kwargs)` gives what the module's `__call__` gives, and the frozen values that it leaves
-    behind (`attach` brings them back into the module); those before it are closed over.
+    For transformations that must see the values as arguments (a custom gradient, a checkpoint).
+    `call(params, frozen, *args, **kwargs)` gives what the module's `__call__` gives, and the frozen
+    values that it moved (`attach` brings them back into the module).
     """
-    graph, params, frozen = nnx.split(module, nnx.Param, Frozen)
-    values = nnx.to_pure_dict(frozen)
+    graph, *states = nnx.split(module, nnx.Param, Frozen)
 
-    def call(params: Params, *args: Any, **kwargs: Any) -> tuple[Any, Params]:
-        part = nnx.merge(graph, params, values)
+    def call(params: Params, frozen: Params, *args: Any, **kwargs: Any) -> tuple[Any, Params]:
+        part = nnx.merge(graph, params, frozen)
         outputs = part(*args, **kwargs)
         _, _, updated = nnx.split(part, nnx.Param, Frozen)
-        return outputs, dict(nnx.to_pure_dict(updated))
+        return outputs, _moved(frozen, nnx.to_pure_dict(updated))
 
-    return call, dict(nnx.to_pure_dict(params))
+    params, frozen = (dict(nnx.to_pure_dict(state)) for state in states)
+    return call, params, frozen
+
+
+def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Params:
+    """What of a nested dict is another array than before.
+
+    The rest must stay itself: what comes out of a transformation is a new array even where nothing
+    happened to it, and devices would then take the mean of equal values (`train/step.py`).
+    """
+    found: Params = {}
+    for name, value in after.items():
+        if not isinstance(value, Mapping):
+            if value is not before[name]:
+                found[name] = value
+        elif inner := _moved(before[name], value):
+            found[name] = inner
+    return found
 
 
 def attach(module: nnx.Module, frozen: Params) -> None:
-    """Gives a part of a running model the frozen values that a call of `detach` left behind."""
+    """Gives a part of a running model the frozen values that a call of `detach` moved."""
     nnx.update(module, frozen)
+
+
+def rematerialized(module: nnx.Module, *args: Any, **static: Any) -> Any:
+    """Calls a part of a running model so that the backward pass computes its inside again.
+
+    Of the call only `args`, parameters and results are kept for the gradient (`jax.checkpoint`).
+
+    Args:
+        module: what is called.
+        *args: pytrees of arrays.
+        **static: what is no array.
+    """
+    call, params, frozen = detach(module)
+    run = jax.checkpoint(functools.partial(call, **static))
+    outputs, moved = run(params, frozen, *args)
+    attach(module, moved)
+    return outputs

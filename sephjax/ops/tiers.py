@@ -66,55 +66,59 @@ def by_tier(
 
 
 def tiered_sum(
-    loss: Callable[[Any, Any, Any], tuple[Float[Array, ""], Any]],
+    loss: Callable[..., tuple[Float[Array, ""], Any]],
     params: Any,
     inputs: Any,
     rest: Any,
     count: Int[Array, ""],
     tiers: Sequence[float],
+    fixed: tuple[Any, ...] = (),
 ) -> tuple[Float[Array, ""], Any]:
-    """`loss(params, inputs, rest)` on the smallest tier that holds `count`, and its gradient.
+    """`loss` on the smallest tier that holds `count`, and its gradient.
 
     Differentiating a `lax.switch` keeps every branch's activations; here the forward pass of a
     branch computes its gradient at once (the loss is a scalar, so the cotangent only scales it).
 
     Args:
-        loss: a sum over rows to which rows past the valid ones add nothing, and arrays that go
-            with it, of the same shapes whatever the number of rows; they have no gradient.
+        loss: of (params, inputs, rest, *fixed): a sum over rows to which rows past the valid ones
+            add nothing, and arrays that go with it, of the same shapes whatever the number of rows;
+            they have no gradient. It must not close over what is traced: the gradient may be taken
+            when that trace is over.
         params: differentiated.
         inputs: arrays [b, n, ...], differentiated.
         rest: arrays [b, n, ...], not differentiated.
         count: the most valid rows of any image of the batch.
         tiers: shares of `n` to compile beside the whole.
+        fixed: arrays, used whole, not differentiated.
     """
     full = jax.tree.leaves(inputs)[0].shape[1]
     sizes = capacities(tiers, full)
 
     def value_branch(size):
-        return lambda params, inputs, rest: loss(params, _cut(inputs, size), _cut(rest, size))
+        return lambda params, inputs, rest, fixed: loss(
+            params, _cut(inputs, size), _cut(rest, size), *fixed
+        )
 
     def grad_branch(size):
-        def run(params, inputs, rest):
+        def run(params, inputs, rest, fixed):
             found, (by_params, by_inputs) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
-                params, _cut(inputs, size), _cut(rest, size)
+                params, _cut(inputs, size), _cut(rest, size), *fixed
             )
             return found, by_params, _fill(by_inputs, full)
 
         return run
 
     @jax.custom_vjp
-    def total(params, inputs, rest, index):
-        return jax.lax.switch(index, [value_branch(size) for size in sizes], params, inputs, rest)
+    def total(index, *values):
+        return jax.lax.switch(index, [value_branch(size) for size in sizes], *values)
 
-    def forward(params, inputs, rest, index):
-        found, *grads = jax.lax.switch(
-            index, [grad_branch(size) for size in sizes], params, inputs, rest
-        )
+    def forward(index, *values):
+        found, *grads = jax.lax.switch(index, [grad_branch(size) for size in sizes], *values)
         return found, grads
 
     def backward(grads, cotangents):
         scale = lambda g: g * cotangents[0].astype(g.dtype)
-        return (*jax.tree.map(scale, tuple(grads)), None, None)
+        return (None, *jax.tree.map(scale, tuple(grads)), None, None)
 
     total.defvjp(forward, backward)
-    return total(params, inputs, rest, _index(count, sizes))
+    return total(_index(count, sizes), params, inputs, rest, fixed)

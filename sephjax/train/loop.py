@@ -50,7 +50,7 @@ def train(setup: Setup, folder: str | pathlib.Path, *, tensorboard: bool = True)
     """
     config, folder = setup.config, pathlib.Path(folder)
     values: Any = config.train
-    sharding.check_batch(values.batch, setup.mesh, "train.batch")
+    sharding.check_batch(values.batch, setup.mesh, "train.batch", values.accumulate)
     notes = workdir.claim(folder, config)
     if (step := workdir.finished(folder, config)) is not None:
         Observer(folder, step, 1, tensorboard=False).say(

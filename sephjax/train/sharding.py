@@ -60,12 +60,25 @@ def by_device(
     return call
 
 
-def check_batch(images: int, mesh: Mesh, key: str) -> None:
-    """Raises UserError unless a global batch of `images` can be cut evenly over the mesh."""
-    if images % mesh.size:
+def check_batch(images: int, mesh: Mesh, key: str, accumulate: int = 1) -> None:
+    """Checks that a global batch of `images` can be cut evenly over the mesh.
+
+    Args:
+        images: images of all devices.
+        mesh: the devices.
+        key: the batch's name in the config.
+        accumulate: equal parts that each device cuts its images into (`train.accumulate`).
+
+    Raises:
+        UserError: it cannot.
+    """
+    least = mesh.size * accumulate
+    if images % least:
+        devices = f"{mesh.size} device{'s' if mesh.size > 1 else ''}"
+        parts = f" with train.accumulate={accumulate}" if accumulate > 1 else ""
         raise UserError(
-            f"{key} is {images}, which {mesh.size} devices cannot share evenly;"
-            f" set --config.{key} to a multiple of {mesh.size}."
+            f"{key} is {images}, which {devices}{parts} cannot share evenly;"
+            f" set --config.{key} to a multiple of {least}."
         )
 
 

@@ -1,6 +1,8 @@
 """The train step and the predict step: pure functions, jitted by their callers."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -35,6 +37,7 @@ def make_train_step(
     mesh: Mesh | None = None,
     group: int = 1,
     ema: float = 0.0,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One SGD step on one batch.
 
@@ -50,12 +53,14 @@ def make_train_step(
         group: images that share a sample of anchors (`rpn.sample_group`); where they lie on several
             devices, these exchange the anchors' labels too.
         ema: decay of the averages of the weights; a state without averages ignores it.
+        accumulate: micro-batches that each device's images are cut into, one after the other; see
+            `micro_batches`. Batch norm that learns sees one of them at a time.
 
     An image's sampling key is folded from (run key, step, index of the image in its source), so the
     result does not depend on how the batch lies on devices.
     """
 
-    forward = _forward(model, mesh, group)
+    forward = _forward(model, mesh, group, accumulate)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
@@ -82,20 +87,19 @@ def make_train_step(
 
 
 def _forward(
-    model: Functional, mesh: Mesh | None, group: int
+    model: Functional, mesh: Mesh | None, group: int, accumulate: int
 ) -> Callable[..., tuple[TrainOutputs, Params]]:
     """(params, frozen, batch, keys) -> outputs of the batch and the frozen values it leaves."""
+    own = functools.partial(model.apply_and_update, method="training")
+    if accumulate > 1:
+        own = micro_batches(model, group, accumulate)
     if mesh is None or mesh.size == 1:
-        return lambda params, frozen, batch, keys: model.apply_and_update(
-            params, frozen, batch, keys, method="training"
-        )
+        return own
 
     def one(
         params: Params, frozen: Params, batch: Batch, keys: jax.Array, targets: RpnTargets | None
     ) -> tuple[TrainOutputs, Params]:
-        outputs, after = model.apply_and_update(
-            params, frozen, batch, keys, targets, method="training"
-        )
+        outputs, after = own(params, frozen, batch, keys, targets)
         if outputs.mask_sum is not None:
             outputs = dataclasses.replace(outputs, mask_sum=outputs.mask_sum[None])
         # What did not move is the same everywhere; moving statistics become their mean.
@@ -121,6 +125,52 @@ def _forward(
         return outputs, after
 
     return forward
+
+
+def micro_batches(
+    model: Functional, group: int, count: int
+) -> Callable[..., tuple[TrainOutputs, Params]]:
+    """`training` on one device's images, cut into `count` micro-batches in their order.
+
+    The outputs, all that the losses read, are those of the whole batch, and so are losses,
+    normalisers and gradient; a mean of the micro-batches' losses would weigh an image by how few
+    positives its micro-batch has. The activations of one micro-batch are in memory at a time: each
+    is run again in the backward pass, which costs one more forward pass. Statistics of batch norm
+    move micro-batch by micro-batch. Where a group of images that share a sample of anchors lies in
+    several micro-batches, the RPN's targets are made before for all of them.
+    """
+
+    def run(
+        params: Params,
+        frozen: Params,
+        batch: Batch,
+        keys: jax.Array,
+        targets: RpnTargets | None = None,
+    ) -> tuple[TrainOutputs, Params]:
+        if targets is None and (len(batch.size) // count) % group:
+            targets = model.apply(params, frozen, batch, keys, method="rpn_targets")
+        still: list[
+            Any
+        ] = []  # which frozen values no micro-batch moves; known once `one` is traced
+
+        def one(before: Params, rows: Any) -> tuple[Params, TrainOutputs]:
+            outputs, after = model.apply_and_update(params, before, *rows, method="training")
+            still.append(jax.tree.map(operator.is_, before, after))
+            # What a custom gradient moved would count as a function of the parameters.
+            return jax.lax.stop_gradient(after), outputs
+
+        cut = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])
+        rows = jax.tree.map(cut, (batch, keys, targets))
+        # A scan needs no guard against merging the two forward passes: they are in two loops.
+        moved, parts = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), frozen, rows)
+        same = lambda still, old, new: old if still else new
+        by_image = dataclasses.replace(parts, anchors=None, mask_sum=None)
+        outputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), by_image)
+        total = None if parts.mask_sum is None else jnp.sum(parts.mask_sum)
+        outputs = dataclasses.replace(outputs, anchors=parts.anchors[0], mask_sum=total)
+        return outputs, jax.tree.map(same, still[0], frozen, moved)
+
+    return run
 
 
 def make_predict_step(

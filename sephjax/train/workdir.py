@@ -14,14 +14,16 @@ from sephjax.errors import UserError
 from sephjax.input.example import Categories
 
 # Keys that may differ when a run goes on: they change how long, how fast and what is looked at, not
-# what a step computes. (With the cosine schedule train.steps does: see `claim`.) A name with a dot
-# at its end stands for everything below it.
+# what a step computes. (With the cosine schedule train.steps does, and train.accumulate where batch
+# norm learns: see `claim`.) A name with a dot at its end stands for everything below it.
 HARMLESS = (
     "name",
     "lineage",
     "train.steps",
     "train.log_every",
     "train.ema",
+    "train.accumulate",
+    "train.remat",
     "eval.",
     "checkpoint.",
     "predict.",
@@ -79,6 +81,12 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
         if "train.ema" in differences:
             before, now = differences["train.ema"]
             notes.append(f"train.ema was {before} and is {now}: other averages, the same training.")
+        before, now = differences.get("train.accumulate", (1, 1))
+        if now != (before := 1 if before == ABSENT else before):
+            notes.append(
+                f"train.accumulate was {before} and is {now}: other batches for batch norm that"
+                " learns, else the same training."
+            )
     write_json(file, mine)
     return notes
 

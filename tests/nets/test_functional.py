@@ -107,8 +107,9 @@ def test_a_part_of_a_running_model_can_be_detached():
             self.inner = Tower(rngs)
 
         def __call__(self, x):
-            call, params = detach(self.inner)
-            return call(jax.tree.map(lambda p: 2 * p, params), x)[0], call(params, x)[0]
+            call, params, frozen = detach(self.inner)
+            doubled = jax.tree.map(lambda p: 2 * p, params)
+            return call(doubled, frozen, x)[0], call(params, frozen, x)[0]
 
     outer = functional(Outer)
     doubled, plain = jax.jit(outer.apply)(*outer.init(jax.random.key(0)), jnp.ones((2, 3)))
@@ -124,9 +125,9 @@ def test_what_a_detached_part_leaves_behind_can_be_brought_back():
         def __call__(self, x, through):
             if not through:
                 return self.inner(x, train=True)
-            call, params = detach(self.inner)
-            y, frozen = call(params, x, train=True)
-            attach(self.inner, frozen)
+            call, params, frozen = detach(self.inner)
+            y, moved = call(params, frozen, x, train=True)
+            attach(self.inner, moved)
             return y
 
     outer = functional(Outer)

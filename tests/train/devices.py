@@ -37,7 +37,13 @@ def state_and_step(mesh, **changes):
     mask = optimizer.frozen_mask(params, ())
     tx = optimizer.make_optimizer(config, params, [])
     train_step = step.make_train_step(
-        model, tx, build.losses(config), mask, mesh=mesh, group=config.rpn.sample_group
+        model,
+        tx,
+        build.losses(config),
+        mask,
+        mesh=mesh,
+        group=config.rpn.sample_group,
+        accumulate=config.train.accumulate,
     )
     state = TrainState(jnp.int32(0), params, frozen, tx.init(params), jax.random.key(3))
     predict = step.make_predict_step(model, build.classify(config), masks=True)

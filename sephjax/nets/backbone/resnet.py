@@ -7,13 +7,14 @@ taps and in the pixels they were trained on; weights of one layout are useless i
 * `torchvision`: the stride is in the 3x3 of the first unit of stages 2 to 4.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from sephjax.nets import layers, norms
+from sephjax.nets import functional, layers, norms
 
 
 class Layout(NamedTuple):
@@ -127,11 +128,21 @@ class Block(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """7x7 convolution of stride 2 with 3 pixels of padding on every side, and its norm."""
+    """7x7 convolution of stride 2 with 3 pixels of padding on every side, its norm, a max pool."""
 
     def __init__(self, width: int, *, layout: Layout, norm: norms.NormFactory, rngs: nnx.Rngs):
         self.conv = layers.Conv(3, width, 7, stride=2, bias=False, init=layout.init, rngs=rngs)
         self.norm = norm(width, rngs=rngs)
+        self.pool_padding: layers.Padding = layout.pool_padding
+
+    def __call__(
+        self, image: Float[Array, "b h w 3"], size: Int[Array, "b 2"] | None, *, train: bool
+    ) -> Float[Array, "b _h _w _c"]:
+        """A map of stride 4; `size` as in `ResNet`."""
+        x = self.conv(image, _mask(image.shape[1:3], size, 1))
+        valid = _mask(x.shape[1:3], size, 2)
+        x = layers.act(self.norm(x, valid, train=train), self.norm)
+        return layers.max_pool_3x3(x, valid, self.pool_padding)
 
 
 class Stage(nnx.Module):
@@ -162,6 +173,26 @@ class Stage(nnx.Module):
             setattr(self, f"block{i}", block)
             channels = 4 * width if bottleneck else width
 
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        size: Int[Array, "b 2"] | None,
+        *,
+        stride: int,
+        units: tuple[int, ...],
+        train: bool,
+    ) -> tuple[Float[Array, "b _h _w _o"], ...]:
+        """The maps after some of the units; `stride` is that of `x`, `size` as in `ResNet`."""
+        maps = []
+        for i, step in enumerate(self.strides):
+            height, width = x.shape[1:3]
+            shape = (-(-height // step), -(-width // step))
+            masks = (_mask((height, width), size, stride), _mask(shape, size, stride * step))
+            x = getattr(self, f"block{i}")(x, masks, train=train)
+            stride *= step
+            maps.append(x)
+        return tuple(maps[unit] for unit in units)
+
 
 class ResNet(nnx.Module):
     """A ResNet whose `c2`...`c5` are the feature maps that the layout's detectors tap.
@@ -182,6 +213,7 @@ class ResNet(nnx.Module):
         norm: str | norms.NormFactory = "frozen_bn",
         norm_eps: float | None = None,
         width: int = 64,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         """Builds the network.
@@ -192,6 +224,8 @@ class ResNet(nnx.Module):
             norm: A name of `norms.make_norm`, or a factory.
             norm_eps: Overrides the layout's.
             width: Channels of the stem; 64 for published weights.
+            remat: In training keep only what passes between the stem and the stages; the backward
+                pass computes the inside of each again.
             rngs: Where the kernels are drawn from.
         """
         if depth not in DEPTHS or layout not in LAYOUTS:
@@ -207,6 +241,7 @@ class ResNet(nnx.Module):
         )
         bottleneck = depth >= 50
         self.layout = layout
+        self.remat = remat
         self.outputs = [(4 if bottleneck else 1) * width * 2**i for i in range(4)]
         self.stem = Stem(width, layout=spec, norm=make, rngs=rngs)
         channels = width
@@ -250,18 +285,21 @@ class ResNet(nnx.Module):
             size: Height and width of each picture on its canvas; None: no canvas is padded.
             train: Whether `bn` uses and moves its statistics.
         """
-        x, stride = self._stem(image, size, train=train), 4
-        maps = {}
+        taps, maps, stride = self._taps(), {}, 4
+        x = self._run(self.stem, image, size, train=train)
         for i in range(1, 5):
             stage = getattr(self, f"stage{i}")
-            for j, step in enumerate(stage.strides):
-                height, width = x.shape[1:3]
-                shape = (-(-height // step), -(-width // step))
-                masks = (_mask((height, width), size, stride), _mask(shape, size, stride * step))
-                x = getattr(stage, f"block{j}")(x, masks, train=train)
-                stride *= step
-                maps[i, j] = x
-        return {level: maps[unit] for level, unit in self._taps().items()}
+            last = len(stage.strides) - 1
+            units = tuple(sorted({unit for of, unit in taps.values() if of == i} | {last}))
+            found = self._run(stage, x, size, stride=stride, units=units, train=train)
+            maps |= {(i, unit): y for unit, y in zip(units, found, strict=True)}
+            x, stride = found[-1], stride * math.prod(stage.strides)
+        return {level: maps[unit] for level, unit in taps.items()}
+
+    def _run(self, part: Any, x: Any, size: Any, *, train: bool, **static: Any) -> Any:
+        if self.remat and train:
+            return functional.rematerialized(part, x, size, train=train, **static)
+        return part(x, size, train=train, **static)
 
     def _taps(self) -> dict[str, tuple[int, int]]:
         """Stage and unit of each map."""
@@ -269,14 +307,6 @@ class ResNet(nnx.Module):
         if LAYOUTS[self.layout].stride_in_last_unit:
             last = [(1, last[0][1] - 1), last[0], last[1], last[3]]
         return dict(zip(("c2", "c3", "c4", "c5"), last, strict=True))
-
-    def _stem(
-        self, image: Float[Array, "b h w 3"], size: Int[Array, "b 2"] | None, *, train: bool
-    ) -> Float[Array, "b _h _w _c"]:
-        x = self.stem.conv(image, _mask(image.shape[1:3], size, 1))
-        valid = _mask(x.shape[1:3], size, 2)
-        x = layers.act(self.stem.norm(x, valid, train=train), self.stem.norm)
-        return layers.max_pool_3x3(x, valid, LAYOUTS[self.layout].pool_padding)
 
 
 def _mask(
