@@ -20,7 +20,6 @@ from sephjax.train import step
 from sephjax.types import Batch, Truth
 
 CLASSES = 80  # COCO's; the real number comes from the data
-OBJECTS = 100
 
 
 class Cost(NamedTuple):
@@ -125,7 +124,7 @@ def costs(config: ConfigDict, model: Functional) -> dict[str, tuple[int, int, Co
     canvases = {"train": buckets.training(config.data), "predict": buckets.canvases(*sizes)}
     for what, choices in canvases.items():
         height, width = choices[0]  # the smallest landscape one
-        batch = _abstract_batch(height, width, config.mask.enabled)
+        batch = abstract_batch(config, 1, height, width)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
         if what == "train":
             run = lambda p, f, b, k: model.apply(p, f, b, k, method="training")
@@ -137,13 +136,15 @@ def costs(config: ConfigDict, model: Functional) -> dict[str, tuple[int, int, Co
     return found
 
 
-def _abstract_batch(height: int, width: int, masks: bool) -> Batch:  # noqa: FBT001
-    shape = lambda dtype, *sides: jax.ShapeDtypeStruct((1, *sides), dtype)
+def abstract_batch(config: ConfigDict, images: int, height: int, width: int) -> Batch:
+    """Shapes and dtypes of a batch; nothing is allocated."""
+    shape = lambda dtype, *sides: jax.ShapeDtypeStruct((images, *sides), dtype)
+    objects = config.data.max_objects
     truth = Truth(
-        boxes=shape(jnp.float32, OBJECTS, 4),
-        labels=shape(jnp.int32, OBJECTS),
-        valid=shape(jnp.bool_, OBJECTS),
-        masks=shape(jnp.uint8, OBJECTS, 112, 112) if masks else None,
+        boxes=shape(jnp.float32, objects, 4),
+        labels=shape(jnp.int32, objects),
+        valid=shape(jnp.bool_, objects),
+        masks=shape(jnp.uint8, objects, 112, 112) if config.mask.enabled else None,
     )
     return Batch(
         image=shape(jnp.uint8, height, width, 3),

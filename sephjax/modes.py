@@ -6,19 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sephjax import build, check, initial, restore
+from sephjax import build, check, initial, learner, restore
 from sephjax.errors import UserError
 from sephjax.evaluation import evaluator, gallery
 from sephjax.input import pipeline, sources, transforms
 from sephjax.input.example import Source
 from sephjax.nets.functional import Functional
-from sephjax.train import loop, optimizer, sharding, step
+from sephjax.train import loop, programs, sharding, step
 from sephjax.train import workdir as claims
 from sephjax.train.setup import Setup
-from sephjax.types import Batch, Detections, Params, TrainState, Weights
+from sephjax.types import Batch, Detections, Params, TrainState
 
 PICTURES = 8  # drawn after an evaluation
 
@@ -51,38 +50,19 @@ def make_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
         claims.save_categories(workdir, source.categories)
     mesh = sharding.make_mesh()
     model = build.model(config, len(source.categories))
-    params, frozen = model.abstract
-    constants = optimizer.parameter_names(frozen)
-    mask = optimizer.frozen_mask(params, config.optimizer.freeze, constants)
-    trained, fixed = optimizer.split_by_mask(params, mask)
-    known = [*optimizer.parameter_names(fixed), *constants]
-    tx = optimizer.make_optimizer(config, trained, known)
-
-    def state_of(params: Params, frozen: Params, key: Any) -> TrainState:
-        trained, _ = optimizer.split_by_mask(params, mask)
-        averages = Weights(params, frozen) if config.train.ema else None
-        return TrainState(jnp.int32(0), params, frozen, tx.init(trained), key, averages)
+    learns = learner.learner(config, model, mesh)
 
     def init() -> TrainState:
         weights_key, run_key = jax.random.split(jax.random.key(config.seed))
         drawn = initial.weights(config, model, weights_key, workdir, source.categories)
-        return state_of(*drawn, run_key)
+        return learns.start(*drawn, run_key)
 
     return Setup(
         config=config,
         mesh=mesh,
         init=init,
-        abstract=jax.eval_shape(state_of, params, frozen, jax.random.key(0)),
-        train_step=step.make_train_step(
-            model,
-            tx,
-            build.losses(config),
-            mask,
-            mesh=mesh,
-            group=config.rpn.sample_group,
-            ema=config.train.ema,
-            accumulate=config.train.accumulate,
-        ),
+        abstract=learns.abstract,
+        train_step=learns.train_step,
         batches=pipeline.train_batches(
             source,
             config.data,
@@ -112,9 +92,7 @@ def _open(config: ConfigDict, *, train: bool) -> Source:
 def predictor(config: ConfigDict, model: Functional, mesh: Any) -> Callable[..., Detections]:
     """(params, frozen, host batch) -> detections on the device, compiled once a canvas."""
     run = step.make_predict_step(model, build.classify(config), masks=config.mask.enabled)
-    run = sharding.by_device(mesh, run, (0, 1))
-    same, cut = sharding.replicated(mesh), sharding.batched(mesh)
-    compiled = jax.jit(run, in_shardings=(same, same, cut), out_shardings=cut)
+    compiled = programs.predict_program(run, mesh)
     return lambda params, frozen, batch: compiled(params, frozen, sharding.put_batch(mesh, batch))
 
 
@@ -242,3 +220,11 @@ def parity(config: ConfigDict, source: str, images: str, output: str) -> int:
     from sephjax.parity import run
 
     return run.parity(config, source, images, output)
+
+
+def compile_for(config: ConfigDict, asked: Any) -> int:
+    """Compiles for chips that need not be here; `asked` is an `ahead.run.Asked`."""
+    from sephjax.ahead import run
+
+    check.check(config)
+    return run.compile_for(config, asked)

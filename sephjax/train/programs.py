@@ -1,14 +1,36 @@
 """The compiled train step: one program for each canvas size, counted, never one more."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from sephjax.errors import RunError
 from sephjax.train import optimizer, sharding
 from sephjax.train.setup import Scalars, Setup
 from sephjax.types import Batch, TrainState
+
+
+def train_program(config: ConfigDict, train_step: Callable[..., Any], mesh: Mesh) -> Any:
+    """The jitted `train_step`, which gives away its state and reports the learning rate too."""
+    rate = optimizer.make_schedule(config)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+        after, scalars = train_step(state, batch)
+        return after, {"lr": rate(state.step)} | scalars
+
+    whole, cut = sharding.replicated(mesh), sharding.batched(mesh)
+    return jax.jit(step, in_shardings=(whole, cut), out_shardings=(whole, whole), donate_argnums=0)
+
+
+def predict_program(predict_step: Callable[..., Any], mesh: Mesh) -> Any:
+    """The jitted `predict_step(params, frozen, batch)`, each device on its own images."""
+    whole, cut = sharding.replicated(mesh), sharding.batched(mesh)
+    run = sharding.by_device(mesh, predict_step, (0, 1))
+    return jax.jit(run, in_shardings=(whole, whole, cut), out_shardings=cut)
 
 
 class Programs:
@@ -19,16 +41,7 @@ class Programs:
     """
 
     def __init__(self, setup: Setup):
-        rate = optimizer.make_schedule(setup.config)
-
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-            after, scalars = setup.train_step(state, batch)
-            return after, {"lr": rate(state.step)} | scalars
-
-        whole, cut = sharding.replicated(setup.mesh), sharding.batched(setup.mesh)
-        self._jitted = jax.jit(
-            step, in_shardings=(whole, cut), out_shardings=(whole, whole), donate_argnums=0
-        )
+        self._jitted = train_program(setup.config, setup.train_step, setup.mesh)
         self._limit = len(setup.batches.buckets)
         self._compiled: dict[Any, Any] = {}
         self.last_seconds = 0.0  # what the newest compilation took
