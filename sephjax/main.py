@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from sephjax import command
 from sephjax.errors import RunError, UserError
 
-MODES = ("train", "eval", "predict", "convert", "describe", "prepare", "parity")
+MODES = ("train", "eval", "predict", "convert", "describe", "prepare", "parity", "compile")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :row for a row of it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -19,7 +19,9 @@ STEP = flags.DEFINE_integer(
     "step", None, "Checkpoint to restore in eval, predict and convert; default: the latest."
 )
 IMAGES = flags.DEFINE_string("images", None, "predict, parity: a file, a folder or a glob.")
-OUTPUT = flags.DEFINE_string("output", None, "predict, parity: the folder to write.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "predict, parity: the folder to write; compile: the JSON file."
+)
 SOURCE = flags.DEFINE_string(
     "source",
     None,
@@ -33,9 +35,12 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "compile: chips, such as v5e:2x4 or h100:8.")
+PROGRAM = flags.DEFINE_string("program", "train", "compile: train or predict.")
+CHIP_BATCHES = flags.DEFINE_list("chip_batches", ["1", "2", "4", "8"], "compile: images a chip.")
 OURS = (
     "config", "workdir", "mode", "step", "images", "output", "source", "target",
-    "coordinator", "num_processes", "process_id",
+    "coordinator", "num_processes", "process_id", "topology", "program", "chip_batches",
 )  # fmt: skip
 
 
@@ -80,7 +85,7 @@ def _dispatch() -> int:
             "--config is missing; name a file such as configs/demo.py or configs/sephv14.py."
         )
     workdir = images = output = source = ""
-    if MODE.value not in ("describe", "prepare", "parity"):
+    if MODE.value not in ("describe", "prepare", "parity", "compile"):
         workdir = _need(WORKDIR.value, "workdir")
     if MODE.value == "parity":
         source, images = _need(SOURCE.value, "source"), _need(IMAGES.value, "images")
@@ -102,6 +107,13 @@ def _dispatch() -> int:
         "describe": lambda: modes.describe(config),
         "prepare": lambda: modes.prepare(config),
         "parity": lambda: modes.parity(config, source, images, output),
+        "compile": lambda: modes.compile_for(
+            config,
+            topology=_need(TOPOLOGY.value, "topology"),
+            program=PROGRAM.value,
+            batches=CHIP_BATCHES.value,
+            output=OUTPUT.value or "",
+        ),
     }
     return run[MODE.value]()
 

@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -222,9 +222,14 @@ def parity(config: ConfigDict, source: str, images: str, output: str) -> int:
     return run.parity(config, source, images, output)
 
 
-def compile_for(config: ConfigDict, asked: Any) -> int:
-    """Compiles for chips that need not be here; `asked` is an `ahead.run.Asked`."""
+def compile_for(
+    config: ConfigDict, *, topology: str, program: str, batches: Sequence[str], output: str
+) -> int:
+    """Compiles for chips that need not be here; `batches` are the images a chip."""
     from sephjax.ahead import run
 
     check.check(config)
-    return run.compile_for(config, asked)
+    if not all(batch.isdecimal() and int(batch) for batch in batches):
+        raise UserError(f"--chip_batches={','.join(batches)} must be numbers, such as 1,2,4.")
+    images = tuple(int(batch) for batch in batches)
+    return run.compile_for(config, run.Asked(topology, program, images, output))

@@ -41,14 +41,14 @@ def memory(compiled: Any) -> Memory:
 class Work(NamedTuple):
     """Of one device, as its compiler counts: a loop's body once, a conditional's dearest branch."""
 
-    flops: float
-    bytes: float
+    flops: float | None  # None: the compiler does not say (XLA's for GPUs without one)
+    bytes: float | None
 
 
 def work(compiled: Any) -> Work:
     """FLOPs and bytes accessed."""
     told = compiled.cost_analysis() or {}
-    return Work(float(told.get("flops", math.nan)), float(told.get("bytes accessed", math.nan)))
+    return Work(told.get("flops"), told.get("bytes accessed"))
 
 
 def collectives(text: str) -> list[tuple[str, int]]:

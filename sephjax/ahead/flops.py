@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from sephjax import recipe
 from sephjax.nets.backbone.resnet import DEPTHS, LAYOUTS, Layout
+from sephjax.nets.proposal import select
 from sephjax.train import optimizer
 from sephjax.types import Params
 
@@ -35,8 +36,9 @@ class Sides(NamedTuple):
 
 def countable(config: ConfigDict) -> bool:
     """Whether the detector has only parts that are counted here."""
-    plain_neck = config.fpn.before == "none" and config.fpn.after == "none"
-    return plain_neck and config.roi.head.name != "res5" and config.roi.pooler.name != "multi_scale"
+    fpn, roi = config.fpn, config.roi
+    plain = fpn.before == fpn.after == "none" and not roi.cascade.ious
+    return plain and roi.head.name != "res5" and roi.pooler.name != "multi_scale"
 
 
 def predict_flops(config: ConfigDict, params: Params, canvas: tuple[int, int]) -> dict[str, float]:
@@ -68,10 +70,13 @@ def train_flops(config: ConfigDict, params: Params, canvas: tuple[int, int]) -> 
 
 
 def _sides(config: ConfigDict, canvas: tuple[int, int], *, train: bool) -> Sides:
-    rules = recipe.recipe(config, 1)
+    rules, proposals = recipe.recipe(config, 1), config.rpn.proposals
+    kept = proposals.get("test_post")
+    if proposals.name == "per_level":
+        kept = sum(select.quotas(proposals.post, proposals.shrink, len(rules.rpn_levels)))
     return Sides(
         canvas,
-        config.roi.samples if train else config.rpn.proposals.test_post,
+        config.roi.samples if train else kept,
         rules.mask_rois if train else config.test.detections,
         config.mask.pool,
         rules.rpn_levels,
@@ -93,8 +98,13 @@ def _forward(params: Params, sides: Sides) -> dict[str, float]:
     flops = {}
     for name, leaf in zip(optimizer.parameter_names(params), _leaves(params), strict=True):
         if name.endswith("/kernel"):
-            flops[name] = 2.0 * math.prod(leaf.shape) * _places(name, leaf.shape, sides)
+            flops[name] = 2.0 * _size(name, leaf.shape) * _places(name, leaf.shape, sides)
     return flops
+
+
+def _size(name: str, shape: tuple[int, ...]) -> int:
+    """Numbers of a kernel that are applied at a place: of the mask predictor one class."""
+    return math.prod(shape[:-1] if name == "mask_head/predictor/kernel" else shape)
 
 
 def _leaves(params: Any) -> list[Any]:

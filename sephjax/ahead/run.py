@@ -49,8 +49,6 @@ def compile_for(config: ConfigDict, asked: Asked) -> int:
     """
     if asked.program not in PROGRAMS:
         raise UserError(f"--program={asked.program} is none; use {' or '.join(PROGRAMS)}.")
-    if not asked.batches or min(asked.batches) < 1:
-        raise UserError("--chip_batches must name numbers of images, such as 1,2,4.")
     topology = chips.topology(asked.topology)
     model = build.model(config, describe.CLASSES)
     canvas = _canvas(config, asked.program)
@@ -222,15 +220,16 @@ def _cells(row: dict[str, Any], model: float) -> list[str]:
         f"{entry['count']} {name} {entry['bytes'] / 1e6:.1f} MB"
         for name, entry in row["collectives"].items()
     )
-    over = f"{row['flops'] / (model * row['images']):.3f}" if model else "-"
+    work, moved = row["flops"], row["bytes_accessed"]
+    over = f"{work / (model * row['images']):.3f}" if model and work else "-"
     gigabytes = [f"{spent[name] / GB:.2f}" for name in ("arguments", "temporary", "peak")]
     return [
         str(row["images"]),
         "yes" if row["fits"] else "no",
         *gigabytes,
-        f"{row['flops'] / 1e12:.3f}",
+        f"{work / 1e12:.3f}" if work else "-",
         over,
-        f"{row['bytes_accessed'] / GB:.1f}",
+        f"{moved / GB:.1f}" if moved else "-",
         sent or "none",
         f"{row['compile_seconds']:.0f}",
     ]

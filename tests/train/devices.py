@@ -7,7 +7,6 @@ sends between them.
 """
 
 import json
-import re
 import sys
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sephjax import build
+from sephjax.ahead import account
 from sephjax.train import optimizer, sharding, step
 from sephjax.types import TrainState
 from tests import narrow
@@ -24,7 +24,6 @@ from tests.parity import double
 STEPS = 10
 SIZES = [(64, 96), (50, 70), (64, 80), (60, 96), (64, 64), (40, 96), (64, 90), (55, 96)]
 COUNTS = [2, 3, 0, 1, 3, 1, 2, 2]
-KINDS = {"pred": 1, "u8": 1, "bf16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 CONFIG = {"optimizer.lr": 0.001, "optimizer.clip": 10.0}
 GROUPS = {"rpn.sample_group": 4}  # images that share a sample, on four devices
 
@@ -70,20 +69,7 @@ def run(mesh, batch):
     places = {"in_shardings": (whole, whole, cut), "out_shardings": cut}
     predict = jax.jit(predict, compiler_options=narrow.QUICK, **places)
     found = jax.device_get(predict(state.params, state.frozen, batch))
-    return rows, found, exchanged(train_step.as_text()), state.params
-
-
-def exchanged(text):
-    """(operation, bytes) of every collective of a compiled program."""
-    found = []
-    names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    pattern = rf"= (.*?) ({names})(?:-start)?\("
-    for shapes, name in re.findall(pattern, text):
-        size = 0
-        for kind, sides in re.findall(r"([a-z0-9]+)\[([0-9,]*)\]", shapes):
-            size += KINDS[kind] * int(np.prod([int(side) for side in sides.split(",") if side]))
-        found.append((name, size))
-    return found
+    return rows, found, account.collectives(train_step.as_text()), state.params
 
 
 def main():
@@ -104,7 +90,7 @@ def compare(batch):
             float(np.abs(np.float64(a) - np.float64(b)).max()) for a, b in zip(*leaves, strict=True)
         ],
         "found": int(alone.valid.sum()),
-        "exchanged": {"groups": groups, "single": exchanged(single.as_text())},
+        "exchanged": {"groups": groups, "single": account.collectives(single.as_text())},
         "parameters": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
     }
     print(json.dumps(told))
