@@ -16,8 +16,9 @@
 #     --config.train.batch=24 --config.optimizer.lr=0.0533333 --config.train.steps=45000 \
 #     --config.schedule.warmup_steps=375 --config.eval.reference_metric=True
 set -euo pipefail
-# Named, so that JAX fails where it finds no GPU; left to itself it would train on the CPU.
-export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
+# Named, so that JAX fails where it finds no GPU; left to itself, or with cuda,cpu, it would train on
+# the CPU.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda}
 # No XLA_FLAGS: none was measured to help here.
 # An interactive Slurm allocation says SLURM_NTASKS, which would be taken for several processes.
 exec env -u SLURM_NTASKS python -m sephjax.main "$@"

@@ -34,8 +34,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=sephjax-%j.log
 set -euo pipefail
-# Slurm runs a copy of this file from its spool folder, in the folder where sbatch was called.
-export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
+# Named, so that JAX fails where it finds no GPU; left to itself, or with cuda,cpu, it would train on
+# the CPU. Slurm runs a copy of this file in the folder where sbatch was called: a checkout.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda}
 code=0
 # srun starts python itself, so that signals reach it; one task that fails ends the others.
 srun --kill-on-bad-exit=1 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" \

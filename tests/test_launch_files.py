@@ -12,6 +12,7 @@ import pathlib
 import re
 import shlex
 import subprocess
+import sys
 
 import jsonschema
 import kubernetes_validate
@@ -152,10 +153,8 @@ def literal(text):
 
 
 def test_all_files_have_the_same_jobs():
-    places = ("--workdir=", "--config.data.data_dir=", "--config.init.path=")
-
     def settings(file):
-        return [[f for f in flags if not f.startswith(places)] for flags in examples(file)]
+        return [[f for f in flags if "--workdir=" not in f] for flags in examples(file)]
 
     first, *rest = map(settings, JOBS)
     assert all(others == first for others in rest)
@@ -228,6 +227,7 @@ for word in "$@"; do
 done
 """,
     "home/venv/bin/python": """#!/usr/bin/env bash
+[[ $1 != -c ]] || exec "$REAL" "$@"
 trap 'echo saved > "$FAKE/saved"; exit 0' TERM
 printf '%s\\n' "$@" > "$FAKE/draft" && mv "$FAKE/draft" "$FAKE/words"
 for ((i = 0; i < 300; i++)); do sleep 0.1; done
@@ -235,17 +235,22 @@ for ((i = 0; i < 300; i++)); do sleep 0.1; done
 }
 
 
+def faked(folder):
+    """Writes the stand-ins; returns the environment that they need."""
+    for name, text in FAKES.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    return os.environ | {"FAKE": str(folder), "REAL": sys.executable}
+
+
 @pytest.fixture
 def pod(tmp_path):
     """Calls tpu_pod.sh with a `gcloud` whose worker is a folder."""
     (tmp_path / "home/sephjax").mkdir(parents=True)
-    for name, text in FAKES.items():
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        file.chmod(0o755)
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "FAKE": str(tmp_path), "TPU": "pod", "ZONE": "z-a"}
+    environment = faked(tmp_path) | {"PATH": path, "TPU": "pod", "ZONE": "z-a"}
 
     def call(*words):
         return subprocess.run(
@@ -285,3 +290,19 @@ def test_a_pod_needs_a_name_and_a_verb(pod):
     done = subprocess.run([LAUNCH / "tpu_pod.sh", "run"], capture_output=True, text=True, env={})
     assert done.returncode != 0
     assert "usage: TPU=<name>" in done.stderr
+
+
+@pytest.mark.parametrize(("last", "code"), [(2, STOPPED), (4, 0)])
+def test_the_jobsets_shell_passes_sigterm_on(tmp_path, last, code):
+    (container,) = job_spec()["template"]["spec"]["containers"]
+    environment = faked(tmp_path)
+    environment["PATH"] = f"{tmp_path / 'home/venv/bin'}:{os.environ['PATH']}"
+    (tmp_path / "config.json").write_text('{"train": {"steps": 4}}')
+    (tmp_path / "eval" / str(last)).mkdir(parents=True)
+    (tmp_path / "eval" / str(last) / "metrics.json").touch()
+    words = [*container["command"], f"--workdir={tmp_path}"]
+    with subprocess.Popen(words, env=environment, cwd=ROOT) as shell:
+        assert wait_for(tmp_path / "words").startswith("-m\nsephjax.main\n--coordinator=auto\n")
+        shell.terminate()
+        assert shell.wait(timeout=30) == code
+    assert (tmp_path / "saved").exists()
