@@ -2,6 +2,20 @@
 # Several processes on this machine, on CPU devices: to try out what a pod does.
 #   launch/local.sh --config=configs/demo.py --workdir=runs/demo --config.train.batch=8
 # PROCESSES (2), DEVICES of each (4) and PORT may be set in the environment.
+#
+# The two full COCO jobs, step for step those of 8 GPUs, only far too slow: to look at their start.
+#
+#   launch/local.sh --config=configs/sephv14.py --workdir=runs/sephv14 \
+#     --config.data.source=tfds --config.data.data_dir=/data/tfds \
+#     --config.init.format=slim --config.init.path=/data/resnet_v1_50.ckpt \
+#     --config.train.batch=16 --config.optimizer.lr=0.0266667 --config.train.steps=90000 \
+#     --config.schedule.warmup_steps=750 --config.eval.reference_metric=True
+#
+#   launch/local.sh --config=configs/sephnv15.py --workdir=runs/sephnv15 \
+#     --config.data.source=tfds --config.data.data_dir=/data/tfds \
+#     --config.init.format=slim --config.init.path=/data/resnet_v1_50.ckpt \
+#     --config.train.batch=24 --config.optimizer.lr=0.0533333 --config.train.steps=45000 \
+#     --config.schedule.warmup_steps=375 --config.eval.reference_metric=True
 set -euo pipefail
 processes=${PROCESSES:-2}
 export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=${DEVICES:-4}"
