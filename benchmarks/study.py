@@ -84,10 +84,12 @@ def _save(output: pathlib.Path, row: str, seed: int, result: dict[str, Any]) -> 
         draft.replace(output)
 
 
-def run(folder: pathlib.Path, output: pathlib.Path, seeds: int, cores: list[int]) -> int:
+def run(
+    folder: pathlib.Path, output: pathlib.Path, seeds: int, cores: list[int], rows: list[str]
+) -> int:
     """Trains what is missing; the number of runs that failed, which the next call tries again."""
     runs = json.loads(output.read_text()) if output.exists() else {}
-    todo = missing(runs, arms(), seeds)
+    todo = missing(runs, rows, seeds)
     if todo:
         start = _train(START, 0, folder, cores[0])  # ends at once if it is there
         print(f"{START}: box AP {start['bbox']['AP']}", flush=True)
@@ -117,10 +119,12 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=RUNS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cores", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rows", nargs="+", default=[row or "base" for row in arms()])
     arguments = parser.parse_args()
     if arguments.what == "run":
         folder, output = arguments.folder.resolve(), arguments.output.resolve()
-        sys.exit(run(folder, output, arguments.seeds, arguments.cores) > 0)
+        rows = ["" if row == "base" else row for row in arguments.rows]
+        sys.exit(run(folder, output, arguments.seeds, arguments.cores, rows) > 0)
     study_report.write(json.loads(arguments.output.read_text()))
 
 
