@@ -29,10 +29,18 @@ for ((i = 0; i < processes; i++)); do
     --coordinator="localhost:$port" --num_processes="$processes" --process_id="$i" &
   pids+=($!)
 done
+# They wait for each other: when one fails the others are killed, as srun --kill-on-bad-exit does.
 code=0
-for pid in "${pids[@]}"; do
-  # A signal interrupts wait; the process itself goes on until it has saved.
-  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
-  wait "$pid" || code=$?
+while ((${#pids[@]})); do
+  ended='' status=0
+  wait -n -p ended "${pids[@]}" || status=$?
+  [[ -n ${ended:-} ]] || continue # a signal; the processes go on until they have saved
+  left=()
+  for pid in "${pids[@]}"; do [[ $pid == "$ended" ]] || left+=("$pid"); done
+  pids=("${left[@]}")
+  if ((status)); then
+    ((code)) || code=$status
+    kill -KILL "${pids[@]}" 2>/dev/null || true
+  fi
 done
 exit "$code"
