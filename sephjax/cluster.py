@@ -12,26 +12,39 @@ FLAGS = ("coordinator", "num_processes", "process_id")
 _COUNTS = {
     "SLURM_NTASKS": int,  # srun
     "OMPI_COMM_WORLD_SIZE": int,  # mpirun
-    "TPU_WORKER_HOSTNAMES": lambda names: len(names.split(",")),  # TPU VM pod, GKE JobSet
+    "TPU_WORKER_HOSTNAMES": lambda names: len(names.split(",")),  # TPUs on GKE; not TPU VMs
     "MEGASCALE_NUM_SLICES": int,  # TPU multislice
 }
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins this process to the others of its run; does nothing for one process.
+    """Joins this process to the others of its run, if there are any, and looks for its devices.
 
     Must come before anything that asks JAX for its devices.
 
     Args:
         coordinator: `host:port` of process 0, or "auto": JAX finds out by itself (a TPU pod, GKE,
-            Slurm, Open MPI). None: as "auto" where a variable of a cluster tells of several.
+            Slurm, Open MPI). None: as "auto" where a variable of a cluster tells of several (on TPU
+            VMs none does).
         num_processes: of the run; with `host:port` only.
         process_id: of this process, from 0; likewise.
 
     Raises:
         UserError: some of the three flags are missing.
-        RunError: the processes do not find each other.
+        RunError: the processes do not find each other, or this one finds no device.
     """
+    _join(coordinator, num_processes, process_id)
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # a plugin that is not there fails an assertion
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise RunError(
+            f"JAX finds no device of JAX_PLATFORMS={wanted!r}: install its plugin (the extras cuda"
+            " and tpu), or set JAX_PLATFORMS=cpu."
+        ) from error
+
+
+def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     given = dict(zip(FLAGS, (coordinator, num_processes, process_id), strict=True))
     alone = [name for name, value in given.items() if value is None]
     if coordinator in (None, "auto"):

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from sephjax import cluster, modes
-from sephjax.errors import UserError
+from sephjax.errors import RunError, UserError
 from tests.tiny import (
     ROOT,
     config_file,
@@ -104,3 +104,13 @@ def test_one_process_needs_no_cluster(monkeypatch):
 )
 def test_a_clusters_variables_tell_of_several_processes(environment, expected):
     assert cluster.several(environment) == expected
+
+
+def test_a_machine_without_the_wanted_device_is_told_so(monkeypatch):
+    def none():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(cluster.jax, "local_devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(RunError, match="no device of JAX_PLATFORMS='cuda': install its plugin"):
+        cluster.start("localhost:1", 1, 0)
