@@ -41,7 +41,7 @@ def survivors(
         start, number, alive, decay = state
         iou = iou_with_tile(ranked, start, tile)
         kills = removes(iou)
-        inside = lax.dynamic_slice(kills, (0, start), (tile, tile)) & before
+        inside = lax.dynamic_slice(kills, (jnp.int32(0), start), (tile, tile)) & before
         candidates = lax.dynamic_slice(alive, (start,), (tile,))
         kept = _settle(candidates, inside)
         # No more than asked for, so that the others do not decay anything.
