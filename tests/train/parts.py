@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sephjax.ahead import account
 from sephjax.train import sharding
 from tests import narrow
 from tests.parity import double
@@ -26,7 +27,7 @@ def run(mesh, changes):
     images = narrow.batch(devices.SIZES, devices.COUNTS)
     state, images, train_step, _ = devices.compile_step(mesh, images, **changes)
     after, scalars = train_step(state, images)
-    sent = devices.exchanged(train_step.as_text())
+    sent = account.collectives(train_step.as_text())
     return jax.tree.map(float, scalars), jax.device_get(after.params), sent
 
 
