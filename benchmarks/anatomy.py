@@ -6,7 +6,6 @@ config; a part costs what its program takes longer than the one before. So the p
 step, but what XLA fuses over a border lies on one side of it.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from ml_collections import config_flags
 from sephjax import build, learner, modes
 from sephjax.nets.detector import Detector
 from sephjax.train import optimizer, sharding
+from sephjax.train import workdir as claims
 from sephjax.types import Batch
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "Config file, with :row.")
@@ -95,7 +95,7 @@ PARTS: dict[str, Part] = {
 def programs(config: Any, workdir: Path) -> tuple[dict[str, Callable[[], Any]], float]:
     """The compiled step up to each part, bound to one batch; seconds that a batch took to make."""
     setup = modes.make_setup(config, workdir)
-    model = build.model(config, _classes(workdir))
+    model = build.model(config, len(claims.load_categories(workdir)))
     state, batches = setup.init(), iter(setup.batches)
     next(batches)
     began = time.perf_counter()
@@ -128,10 +128,6 @@ def programs(config: Any, workdir: Path) -> tuple[dict[str, Callable[[], Any]], 
     found["backward pass"] = _compiled(slopes, *weights)
     found["update and scalars"] = _compiled(setup.train_step, state, batch)
     return found, fetched
-
-
-def _classes(workdir: Path) -> int:
-    return len(json.loads((workdir / "categories.json").read_text()))
 
 
 def _compiled(run: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:

@@ -63,8 +63,13 @@ def rows(*peaks):
     ],
 )
 def test_the_largest_batch_that_fits(peaks, compiled, estimated):
-    found = run._largest(rows(*peaks), memory=16)
+    found = run._largest(rows(*peaks), chips.Chip("tpu", 16, 1))
     assert found == {"compiled": compiled, "estimated": estimated}
+
+
+def test_of_a_gpu_no_largest_batch_is_guessed():
+    found = run._largest(rows((1, 3), (2, 3)), chips.Chip("cuda", 16, 1))
+    assert found == {"compiled": 2, "estimated": None}
 
 
 @pytest.mark.parametrize(

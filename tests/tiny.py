@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import warnings
 from typing import Any, NamedTuple
@@ -167,6 +168,23 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process that compiles as quickly."""
     settings = _settings(tmp_path_factory)
     return os.environ | {"JAX_PLATFORMS": "cpu"} | {k.upper(): str(v) for k, v in settings.items()}
+
+
+def printed(
+    factory: pytest.TempPathFactory, devices: int, *words: str, timeout: float = 1200
+) -> Any:
+    """The JSON that `python -m words` prints last, in a process with so many CPU devices."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env=environment(factory) | flags,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:

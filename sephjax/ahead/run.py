@@ -21,7 +21,7 @@ from rich.table import Table
 
 from sephjax import build, describe, learner
 from sephjax.ahead import account, chips, flops
-from sephjax.errors import UserError
+from sephjax.errors import RunError, UserError
 from sephjax.input import buckets
 from sephjax.nets.functional import Functional
 from sephjax.train import programs, sharding, step
@@ -46,6 +46,7 @@ def compile_for(config: ConfigDict, asked: Asked) -> int:
 
     Raises:
         UserError: the topology is unknown here, or the program is none.
+        RunError: the compiler refuses the program for another reason than memory.
     """
     if asked.program not in PROGRAMS:
         raise UserError(f"--program={asked.program} is none; use {' or '.join(PROGRAMS)}.")
@@ -60,7 +61,7 @@ def compile_for(config: ConfigDict, asked: Asked) -> int:
         _write(asked.output, told)
         if not row["fits"]:
             break  # more will not fit either
-    told["largest_batch"] = _largest(told["batches"], topology.chip.memory)
+    told["largest_batch"] = _largest(told["batches"], topology.chip)
     _write(asked.output, told)
     _print(told)
     return 0 if told["largest_batch"]["compiled"] else 1
@@ -128,7 +129,7 @@ def _compile(
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise UserError(
+            raise RunError(
                 f"the compiler of {topology.name} refuses this program:"
                 f" {str(error).strip().splitlines()[0]}."
             ) from error
@@ -171,18 +172,23 @@ def _dump(text: str, name: str) -> None:
         (pathlib.Path(folder) / f"{name.replace(':', '_')}.txt").write_text(text)
 
 
-def _largest(rows: list[dict[str, Any]], memory: float) -> dict[str, int]:
-    """The largest batch that compiled and fits, and that which a line through two of them gives."""
+def _largest(rows: list[dict[str, Any]], chip: chips.Chip) -> dict[str, int | None]:
+    """The largest batch that compiled and fits, and that which a line through two of them gives.
+
+    No line for a GPU: the temporaries lack cuDNN's workspace and hardly grow with the batch.
+    """
     fitting = [row for row in rows if row["fits"]]
     if not fitting:
         return {"compiled": 0, "estimated": 0}
     largest = fitting[-1]["images"]
+    if chip.platform == "cuda":
+        return {"compiled": largest, "estimated": None}
     if len(fitting) < 2:
         return {"compiled": largest, "estimated": largest}
     (x0, y0), (x1, y1) = [(row["images"], row["memory_bytes"]["peak"]) for row in fitting[-2:]]
     slope = (y1 - y0) / (x1 - x0)
     refused = [row["images"] - 1 for row in rows if not row["fits"]]
-    guess = math.floor(x1 + (memory - y1) / slope) if slope > 0 else largest
+    guess = math.floor(x1 + (chip.memory - y1) / slope) if slope > 0 else largest
     return {"compiled": largest, "estimated": max(largest, min([guess, *refused]))}
 
 
@@ -207,9 +213,8 @@ def _print(told: dict[str, Any]) -> None:
         table.add_row(*_cells(row, model))
     console.print(table)
     largest = told["largest_batch"]
-    console.print(
-        f"largest batch a chip: {largest['compiled']} compiled, {largest['estimated']} estimated"
-    )
+    estimated = "no estimate" if (most := largest["estimated"]) is None else f"{most} estimated"
+    console.print(f"largest batch a chip: {largest['compiled']} compiled, {estimated}")
 
 
 def _cells(row: dict[str, Any], model: float) -> list[str]:

@@ -1,19 +1,15 @@
 """Every row of every family: it resolves, differs from all others, and its train step traces."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import pytest
 
 from configs import base
 from configs._chain import flat
-from sephjax import build, check
-from sephjax.train import optimizer, step
-from sephjax.types import Batch, TrainState, Truth
+from sephjax import build, check, describe, learner
+from sephjax.train import sharding
 from tests.configs.families import IDS, ROWS, families, read
 
-CLASSES, IMAGES, OBJECTS, SIDE = 80, 4, 3, 128
+CLASSES, IMAGES, SIDE = 80, 4, 128
 every_row = pytest.mark.parametrize(("family", "row"), ROWS, ids=IDS)
 
 
@@ -49,44 +45,15 @@ def test_no_two_rows_are_equal():
         seen[key] = f"{family}:{row}"
 
 
-@functools.cache
-def shapes(masks, images):
-    """Images on a small canvas."""
-    leaf = lambda dtype, *sides: jax.ShapeDtypeStruct((images, *sides), dtype)
-    truth = Truth(
-        boxes=leaf(jnp.float32, OBJECTS, 4),
-        labels=leaf(jnp.int32, OBJECTS),
-        valid=leaf(jnp.bool_, OBJECTS),
-        masks=leaf(jnp.uint8, OBJECTS, 112, 112) if masks else None,
-    )
-    return Batch(
-        image=leaf(jnp.uint8, SIDE, SIDE, 3),
-        size=leaf(jnp.int32, 2),
-        original=leaf(jnp.int32, 2),
-        index=leaf(jnp.int32),
-        valid=leaf(jnp.bool_),
-        truth=truth,
-    )
-
-
 @every_row
 def test_the_train_step_of_a_row_traces_and_keeps_the_shapes_of_its_state(family, row):
     config = read(family, row)
     model = build.model(config, CLASSES)
-    params, frozen = model.abstract
-    known = optimizer.parameter_names(frozen)
-    mask = optimizer.frozen_mask(params, config.optimizer.freeze, known)
-    trained, fixed = optimizer.split_by_mask(params, mask)
-    names = [*optimizer.parameter_names(fixed), *known]
-    tx = optimizer.make_optimizer(config, trained, names)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(count, params, frozen, jax.eval_shape(tx.init, trained), key)
-    train_step = step.make_train_step(model, tx, build.losses(config), mask)
+    learns = learner.learner(config, model, sharding.make_mesh())
     whole_groups = IMAGES - IMAGES % config.rpn.sample_group
-    batch = shapes(config.mask.enabled, whole_groups)
-    after, scalars = jax.eval_shape(train_step, state, batch)
+    batch = describe.abstract_batch(config, whole_groups, SIDE, SIDE)
+    after, scalars = jax.eval_shape(learns.train_step, learns.abstract, batch)
     like = lambda tree: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
-    assert like(after) == like(state)
+    assert like(after) == like(learns.abstract)
     assert ("loss/mask" in scalars) == config.mask.enabled
     assert all(value.shape == () for value in scalars.values())

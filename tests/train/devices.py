@@ -10,14 +10,12 @@ import json
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sephjax import build
+from sephjax import build, learner
 from sephjax.ahead import account
-from sephjax.train import optimizer, sharding, step
-from sephjax.types import TrainState
+from sephjax.train import sharding, step
 from tests import narrow
 from tests.parity import double
 
@@ -33,20 +31,10 @@ def state_and_step(mesh, **changes):
     model = build.model(config, narrow.CLASSES)
     params, frozen = narrow.draw(model)
     params["box_head"]["logits"]["kernel"] *= 0.05
-    mask = optimizer.frozen_mask(params, ())
-    tx = optimizer.make_optimizer(config, params, [])
-    train_step = step.make_train_step(
-        model,
-        tx,
-        build.losses(config),
-        mask,
-        mesh=mesh,
-        group=config.rpn.sample_group,
-        accumulate=config.train.accumulate,
-    )
-    state = TrainState(jnp.int32(0), params, frozen, tx.init(params), jax.random.key(3))
+    learns = learner.learner(config, model, mesh)
+    state = learns.start(params, frozen, jax.random.key(3))
     predict = step.make_predict_step(model, build.classify(config), masks=True)
-    return state, train_step, sharding.by_device(mesh, predict, (0, 1))
+    return state, learns.train_step, sharding.by_device(mesh, predict, (0, 1))
 
 
 def compile_step(mesh, batch, **changes):

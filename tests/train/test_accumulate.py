@@ -1,8 +1,6 @@
 """`train.accumulate`: micro-batches give the step of the whole batch, in the memory of one."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from sephjax.train import sharding, step, workdir
 from sephjax.types import BoxOutputs, Rois, RpnOutputs, RpnTargets, TrainOutputs
 from tests import narrow
 from tests.parity import double
-from tests.tiny import ROOT, environment
+from tests.tiny import printed
 from tests.train import devices
 
 ONE = Mesh(np.asarray(jax.devices()[:1]), ("data",))
@@ -152,17 +150,7 @@ def stem_cells(image, size, kernel):
 
 @pytest.mark.multi
 def test_two_devices_with_two_parts_each(tmp_path_factory):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.train.parts"],
-        cwd=ROOT,
-        env=environment(tmp_path_factory) | flags,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = printed(tmp_path_factory, 2, "tests.train.parts")
     one, two = told["scalars"]
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-10), name

@@ -1,28 +1,14 @@
 """Eight devices with an image each do what one device with eight does."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 
-from tests.tiny import ROOT, environment
+from tests.tiny import printed
 from tests.train import devices
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.train.devices", "double"],
-        cwd=ROOT,
-        env=environment(tmp_path_factory) | flags,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed(tmp_path_factory, 8, "tests.train.devices", "double")
 
 
 @pytest.mark.multi
