@@ -190,6 +190,7 @@ def rpn() -> ConfigDict:
             "positive_fraction": 0.5,  # at most
             "sample_group": 1,  # images that share `samples`; 4 in the series (its batch a GPU)
             "weights": (1.0, 1.0, 1.0, 1.0),  # of dx, dy, dw, dh
+            "min_size": 0.0,  # pixels; a proposal with a shorter side, or without area, goes
             "box_loss": {"name": "smooth_l1", "beta": 0.0},  # smooth_l1 | giou | diou | ciou
             "class_loss": {"name": "sigmoid"},  # sigmoid | focal (alpha=0.25, gamma=2.0)
             "class_loss_scale": 1.0,
@@ -299,6 +300,7 @@ def test() -> ConfigDict:
             "score_threshold": 0.05,
             "nms": 0.5,
             "nms_inclusive": False,  # suppress at IoU >= nms (the series) instead of >
+            "min_size": 0.0,  # pixels; a detection with a shorter side, or without area, goes
             "detections": 100,  # an image
             "candidates": 1_000,  # best (box, class) pairs that enter NMS
             "one_class_per_box": False,  # keep only the best foreground class of a proposal (the series)

@@ -22,6 +22,7 @@ def detections(  # noqa: PLR0913, the keys of config.test
     score_threshold: float,
     nms: float,
     nms_inclusive: bool,
+    min_size: float,
     detections: int,
     candidates: int,
     one_class_per_box: bool,
@@ -38,6 +39,7 @@ def detections(  # noqa: PLR0913, the keys of config.test
         score_threshold: a probability at or under it is no detection.
         nms: IoU beyond which the lower score of the same class goes.
         nms_inclusive: suppress at IoU equal to `nms` too.
+        min_size: a box with a side shorter than this, pixels, or of 0 is no detection.
         detections: rows of the result, best first.
         candidates: best (box, class) pairs that enter NMS; what lies beyond is never detected.
         one_class_per_box: keep only the best foreground class of a proposal.
@@ -66,7 +68,7 @@ def detections(  # noqa: PLR0913, the keys of config.test
     column = jnp.zeros_like(label) if outputs.deltas.shape[1] == 1 else label
     boxes = box_ops.decode(proposals.boxes[row], outputs.deltas[row, column], weights=weights)
     boxes = box_ops.clip(boxes, size)
-    alive = (best >= 0.0) & box_ops.nonempty(boxes)
+    alive = (best >= 0.0) & box_ops.nonempty(boxes, min_size)
     rows = min(detections, best.shape[0])
     kept, valid = nms_ops.nms(
         boxes, best, alive, threshold=nms, max_output=rows, classes=label, inclusive=nms_inclusive

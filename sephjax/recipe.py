@@ -44,6 +44,7 @@ def recipe(config: ConfigDict, classes: int) -> Recipe:
         propose=functools.partial(_propose, plain(config.rpn.proposals)),
         pre_nms=functools.partial(_pre_nms, plain(config.rpn.proposals)),
         rpn_weights=tuple(config.rpn.weights),
+        rpn_min_size=config.rpn.min_size,
         roi_targets=functools.partial(
             roi_targets.sample_rois,
             matcher=bind(MATCHERS, roi.matcher, "roi.matcher"),

@@ -22,6 +22,7 @@ OPTIONS = {
     "nms_inclusive": False,
     "detections": 100,
     "candidates": BOXES * CLASSES,
+    "min_size": 0.0,
     "one_class_per_box": False,
 }
 
@@ -74,7 +75,8 @@ def reference(outputs, proposals, changes=()):
             box = decoded(
                 np.float64(proposals.boxes[i]), deltas[i, min(label, deltas.shape[1] - 1)]
             )
-            if (box[2:] > box[:2]).all():
+            sides = box[2:] - box[:2]
+            if sides.min() > 0 and sides.min() >= options["min_size"]:
                 rows.append((box, scores[i, label], label))
                 rank.append(iou[i] if use == "order" else scores[i, label])
     best = np.argsort(-np.array(rank), kind="stable")[: options["candidates"]]
@@ -157,9 +159,9 @@ def test_only_the_best_are_returned_and_only_the_best_candidates_enter_nms():
         check(run(outputs, proposals, changes), expected)
 
 
-def test_a_higher_threshold_leaves_fewer():
+@pytest.mark.parametrize("changes", [(("score_threshold", 0.6),), (("min_size", 12.0),)])
+def test_a_higher_threshold_leaves_fewer(changes):
     outputs, proposals = drawn(7)
-    changes = (("score_threshold", 0.6),)
     expected = reference(outputs, proposals, changes)
     assert len(expected) < len(reference(outputs, proposals))
     check(run(outputs, proposals, changes), expected)

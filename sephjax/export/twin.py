@@ -153,6 +153,7 @@ class Twin(nn.Module):
                 picture,
                 rule=plain(self.config.rpn.proposals),
                 weights=self.config.rpn.weights,
+                min_size=self.config.rpn.min_size,
                 inside_only=self.config.mask_padding,
             )
             for i, picture in enumerate(pictures(size))
@@ -314,7 +315,7 @@ def detections(
     rows, labels, scores, rank = rows[order], labels[order], scores[order], rank[order]
     moves = deltas[rows, labels if deltas.shape[1] > 1 else torch.zeros_like(labels)]
     boxes = ops.decode(proposals[rows], moves, weights, size)
-    there = ops.nonempty(boxes)
+    there = ops.nonempty(boxes, test.min_size)
     boxes, labels, scores, rank = boxes[there], labels[there], scores[there], rank[there]
     kept = ops.nms(boxes, rank, test.nms, groups=labels, inclusive=test.nms_inclusive)
     kept = kept[: test.detections]

@@ -75,9 +75,10 @@ def scaled(boxes: torch.Tensor, factor: float) -> torch.Tensor:
     return boxes + torch.cat([-margin, margin], dim=1)
 
 
-def nonempty(boxes: torch.Tensor) -> torch.Tensor:
-    """Which boxes have both sides longer than 0."""
-    return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+def nonempty(boxes: torch.Tensor, min_size: float) -> torch.Tensor:
+    """Which boxes have an area and no side shorter than `min_size`."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return ((sides > 0) & (sides >= min_size)).all(dim=1)
 
 
 def best_first(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -76,6 +76,7 @@ def propose(
     *,
     rule: Mapping[str, Any],
     weights: Sequence[float],
+    min_size: float,
     inside_only: bool,
 ) -> dict[str, torch.Tensor]:
     """Proposals of one picture.
@@ -87,6 +88,7 @@ def propose(
         size: Height and width of the picture; boxes are cut at its edge.
         rule: `config.rpn.proposals`.
         weights: Of the deltas.
+        min_size: Of a side of a proposal, pixels.
         inside_only: Anchors whose centre is beyond the picture are not looked at.
 
     Returns:
@@ -104,6 +106,6 @@ def propose(
             scores, moves, boxes = scores[inside], moves[inside], boxes[inside]
         best = ops.best_first(scores, count)
         boxes = ops.decode(boxes[best], moves[best], weights, size)
-        there = ops.nonempty(boxes)
+        there = ops.nonempty(boxes, min_size)
         levels.append((boxes[there], scores[best][there]))
     return RULES[rule["name"]](levels, rule)

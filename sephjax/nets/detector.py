@@ -40,6 +40,7 @@ class Recipe:
     propose: Callable[..., Proposals]  # (ranked levels of one image, train) -> proposals
     pre_nms: Callable[[int, bool], tuple[int, ...]]  # (levels, train) -> boxes ranked a level
     rpn_weights: tuple[float, float, float, float]
+    rpn_min_size: float  # pixels of a proposal's shorter side
     roi_targets: Callable[..., Rois]
     cascade: Cascade  # of one stage, unless the config has more
     pooler: Pooler
@@ -154,6 +155,7 @@ class Detector(nnx.Module):
                 extent,
                 counts=counts,
                 weights=self.recipe.rpn_weights,
+                min_size=self.recipe.rpn_min_size,
             )
             return self.recipe.propose(ranked, train)
 

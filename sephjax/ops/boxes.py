@@ -228,10 +228,10 @@ def scale(boxes: Float[Array, "*s 4"], factor: float | int) -> Float[Array, "*s 
 
 
 def nonempty(boxes: Float[Array, "*s 4"], min_size: float | int = 0.0) -> Bool[Array, "*s"]:
-    """Which boxes have both sides longer than `min_size` pixels.
+    """Which boxes have an area and no side shorter than `min_size` pixels.
 
-    Strictly longer, as detectron2's `nonempty` has it; torchvision's `remove_small_boxes` keeps a
-    side equal to the bound.
+    detectron2's `nonempty` for 0; torchvision's `remove_small_boxes` for more than 0.
     """
     x1, y1, x2, y2 = _columns(boxes)
-    return (x2 - x1 > min_size) & (y2 - y1 > min_size)
+    shorter = jnp.minimum(x2 - x1, y2 - y1)
+    return (shorter > 0) & (shorter >= min_size)

@@ -1,8 +1,9 @@
 """ROI pooling for an accelerator: all ROIs of an image at once, from one table of all its cells.
 
-Every pair of a row tap and a column tap is one gather of `[n, oh, ow]` rows of the table, weighted
-and summed by the compiler in one pass; the gradient is as many scatter-adds into one float32 table.
-Images are a batch dimension throughout, so a sharded batch stays where it is.
+A row of output cells at a time: one gather of all its taps, weighted and summed; the gradient is
+one scatter-add into a float32 table. A turn of 512 ROIs takes 57,000 rows of the table, work enough
+for a chip, in a seventh or a fourteenth of the memory that all need. Images are a batch dimension
+throughout, so a sharded batch stays where it is.
 """
 
 import functools
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from sephjax.ops.roi_taps import Taps
+from sephjax.ops.roi_taps import Axis, Taps
 
 
 def pool(pyramid: Sequence[jax.Array], taps: Taps) -> jax.Array:
@@ -32,37 +33,48 @@ def spread(
 
 
 def _pool_image(shapes, table: jax.Array, taps: Taps) -> jax.Array:
-    n, height, _ = taps.rows.cell.shape
-    width = taps.columns.cell.shape[1]
-    total = jnp.zeros((n, height, width, table.shape[-1]), jnp.float32)
-    for cells, weight in _terms(taps, shapes):
+    terms = _terms(taps, shapes)
+
+    def row_of_cells(axis):
+        cells, weight = terms(*axis)
         read = table.at[cells].get(mode="promise_in_bounds")
-        total += read.astype(jnp.float32) * weight[..., None]
-    return total
+        return jnp.sum(read.astype(jnp.float32) * weight[..., None], axis=(1, 3))
+
+    return jnp.moveaxis(jax.lax.map(row_of_cells, _by_row(taps)), 0, 1)
 
 
 def _spread_image(shapes, taps: Taps, cotangent: jax.Array) -> jax.Array:
+    terms = _terms(taps, shapes)
     size = sum(shape[1] * shape[2] for shape in shapes)
+
+    def row_of_cells(table, row):
+        axis, slope = row
+        cells, weight = terms(*axis)
+        slope = slope.astype(jnp.float32)[:, None, :, None] * weight[..., None]
+        return table.at[cells].add(slope, mode="promise_in_bounds"), None
+
     table = jnp.zeros((size, cotangent.shape[-1]), jnp.float32)
-    cotangent = cotangent.astype(jnp.float32)
-    for cells, weight in _terms(taps, shapes):
-        table = table.at[cells].add(cotangent * weight[..., None], mode="promise_in_bounds")
-    return table
+    rows = _by_row(taps), jnp.moveaxis(cotangent, 1, 0)
+    return jax.lax.scan(row_of_cells, table, rows)[0]
+
+
+def _by_row(taps: Taps) -> Axis:
+    """The row taps, [oh, n, taps]."""
+    return jax.tree.map(lambda part: jnp.moveaxis(part, 1, 0), taps.rows)
 
 
 def _terms(taps: Taps, shapes: Sequence[tuple[int, ...]]):
-    """For each pair of a row and a column tap: rows of the table and weights, [n, oh, ow]."""
-    first = jnp.asarray(_offsets(shapes), jnp.int32)[taps.level]
-    stride = jnp.asarray([shape[2] for shape in shapes], jnp.int32)[taps.level]
-    rows = first[:, None, None] + taps.rows.cell * stride[:, None, None]
-    columns = taps.columns.cell
-    y = jnp.where(taps.valid[:, None, None], taps.rows.weight, 0.0)
-    x = taps.columns.weight
-    return [
-        (rows[:, :, None, i] + columns[:, None, :, j], y[:, :, None, i] * x[:, None, :, j])
-        for i in range(rows.shape[2])
-        for j in range(columns.shape[2])
-    ]
+    """From the row taps of one row of output cells, [n, i], to the rows of the table that it reads
+    and their weights, [n, i, ow, j] with its column taps."""
+    first = jnp.asarray(_offsets(shapes), jnp.int32)[taps.level][:, None]
+    stride = jnp.asarray([shape[2] for shape in shapes], jnp.int32)[taps.level][:, None]
+    cell, weight = (part[:, None] for part in (taps.columns.cell, taps.columns.weight))
+
+    def terms(row: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = jnp.where(taps.valid[:, None], y, 0.0)
+        return (first + row * stride)[:, :, None, None] + cell, y[:, :, None, None] * weight
+
+    return terms
 
 
 def _offsets(shapes: Sequence[tuple[int, ...]]) -> list[int]:

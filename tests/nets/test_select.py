@@ -30,7 +30,7 @@ def levels(seed):
     return [(*as_floats(row[:3]), jnp.asarray(row[3])) for row in rows]
 
 
-def reference_level(logits, deltas, anchors, inside, count):
+def reference_level(logits, deltas, anchors, inside, count, min_size=0.0):
     """The best usable anchors of a level as clipped boxes, best first."""
     logits, deltas, anchors = (np.float64(np.asarray(x)) for x in (logits, deltas, anchors))
     order = [i for i in np.argsort(-logits, kind="stable") if inside[i]][:count]
@@ -41,32 +41,33 @@ def reference_level(logits, deltas, anchors, inside, count):
     boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=1)
     boxes[:, 0::2] = boxes[:, 0::2].clip(0, SIZE[1])
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, SIZE[0])
-    order = [i for i in order if (boxes[i, 2:] > boxes[i, :2]).all()]
+    shorter = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+    order = [i for i in order if shorter[i] > 0 and shorter[i] >= min_size]
     return boxes[order], logits[order]
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "counts", "exactly", "floor"))
-def run(rows, rule="joint", counts=(), exactly=False, floor=None):
-    ranked = select.rank_levels(
-        *zip(*rows, strict=True), jnp.float32(SIZE), counts=(PRE,) * len(rows), weights=WEIGHTS
-    )
+@functools.partial(jax.jit, static_argnames=("rule", "counts", "exactly", "floor", "min_size"))
+def run(rows, rule="joint", counts=(), exactly=False, floor=None, min_size=0.0):
+    options = {"counts": (PRE,) * len(rows), "weights": WEIGHTS, "min_size": min_size}
+    ranked = select.rank_levels(*zip(*rows, strict=True), jnp.float32(SIZE), **options)
     if rule == "joint":
         return select.joint(ranked, nms=NMS, count=POST)
     return select.per_level(ranked, nms=NMS, counts=counts, exactly=exactly, logit_floor=floor)
 
 
+@pytest.mark.parametrize("min_size", [0.0, 9.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_joint_selection_is_top_k_by_level_then_nms_by_level_then_the_best_of_all(seed):
+def test_joint_selection_is_top_k_by_level_then_nms_by_level_then_the_best_of_all(seed, min_size):
     rows = levels(seed)
     boxes, scores = [], []
     for row in rows:
-        b, s = reference_level(*row, PRE)
+        b, s = reference_level(*row, PRE, min_size)
         kept = greedy_nms(b, s, NMS)
         boxes.append(b[kept])
         scores.append(s[kept])
     boxes, scores = np.concatenate(boxes), np.concatenate(scores)
     best = np.argsort(-scores, kind="stable")[:POST]
-    found = run(rows)
+    found = run(rows, min_size=min_size)
     count = int(found.valid.sum())
     assert count == len(best)
     assert np.all(found.valid[:count])

@@ -192,9 +192,19 @@ def test_clip_cuts_at_height_and_width(dtype):
     np.testing.assert_array_equal(box_ops.nonempty(clipped), [True, False])
 
 
-def test_nonempty_drops_a_side_equal_to_the_bound():
-    boxes = jnp.array([[0.0, 0.0, 3.0, 4.0], [0.0, 0.0, 3.5, 4.0]])
-    np.testing.assert_array_equal(box_ops.nonempty(boxes, 3), [False, True])
+@pytest.mark.torch
+@pytest.mark.parametrize("bound", [1e-3, 1e-2, 3.0])
+def test_small_boxes_are_those_of_torchvision(bound):
+    torch = pytest.importorskip("torch")
+    from torchvision.ops import remove_small_boxes
+
+    side = np.float32(bound) * np.array([0, 1, 1.001, 0.999, 2, -2], np.float32)
+    boxes = np.stack([np.zeros_like(side), 0 * side, side, side[::-1] + 1e-6], axis=1)
+    boxes = np.concatenate([boxes, boxes[:, [1, 0, 3, 2]], [[5, 5, 9, 5], [0, 0, bound, bound]]])
+    boxes = boxes.astype(np.float32)
+    theirs = remove_small_boxes(torch.from_numpy(boxes), bound).tolist()
+    assert np.flatnonzero(box_ops.nonempty(jnp.asarray(boxes), bound)).tolist() == theirs
+    assert 0 < len(theirs) < len(boxes)
 
 
 @pytest.mark.torch

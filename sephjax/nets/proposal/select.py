@@ -1,6 +1,7 @@
 """From raw RPN outputs to proposals: top-k, decode, clip, NMS, on fixed shapes. No parameters."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,13 @@ def _best_of_level(
     *,
     count: int,
     weights: Weights,
+    min_size: float,
 ) -> Ranked:
     """The `count` best anchors of a level, decoded and clipped to the picture, best first."""
     scores, order = jax.lax.top_k(jnp.where(inside, logits, -jnp.inf), min(count, logits.shape[0]))
     boxes = box_ops.decode(anchors[order], deltas[order], weights=weights)
     boxes = box_ops.clip(boxes, size)
-    valid = inside[order] & box_ops.nonempty(boxes)
+    valid = inside[order] & box_ops.nonempty(boxes, min_size)
     return boxes, jnp.where(inside[order], scores, 0.0), valid
 
 
@@ -113,10 +115,12 @@ def rank_levels(
     *,
     counts: Sequence[int],
     weights: Weights,
+    min_size: float = 0.0,
 ) -> list[Ranked]:
-    """`_best_of_level` for every level of one image."""
+    """`_best_of_level` for every level of one image; a box with a side under `min_size` is none."""
+    rule: Any = {"weights": weights, "min_size": min_size}
     rows = zip(logits, deltas, anchors, inside, counts, strict=True)
     return [
-        _best_of_level(scores, moves, references, usable, size, count=count, weights=weights)
+        _best_of_level(scores, moves, references, usable, size, count=count, **rule)
         for scores, moves, references, usable, count in rows
     ]
