@@ -109,10 +109,10 @@ ROWS = {
             "roi.cascade.append": 2,  # 8 of 128 ROIs in the series
         },
     ),
-    "masks": Row("", "the parent of `masks_bn`: with a mask head", MASKS),
+    "masks": Row("", "EvoNorm or batch norm in the mask head?", MASKS),
     "masks_bn": Row(
         "masks",
-        "EvoNorm or batch norm in the mask head?",
+        "the other arm of `masks`: batch norm in the mask head",
         {"mask.norm": "bn", "mask.deconv_norm": "bn"},
     ),
 }
