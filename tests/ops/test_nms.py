@@ -244,7 +244,7 @@ def test_classes_are_told_apart_without_moving_boxes():
     rng = np.random.default_rng(0)
     corner = np.sort(rng.uniform(0, 900, 20))
     first = np.stack([corner, corner, corner + 300, corner + 300], axis=1)
-    second = first + [0, 0, 0, 0]
+    second = first.copy()
     second[:, 3] -= 150 + rng.uniform(-2e-3, 2e-3, 20)  # IoU 0.5 within 7e-6
     kept = {"ours": [], "moved": [], "by class": []}
     for pair in np.float32(np.stack([first, second], axis=1)):
