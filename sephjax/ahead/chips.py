@@ -69,6 +69,8 @@ def _tpu(name: str) -> list[Any]:
     # Without them libtpu asks the metadata server of a cloud machine, for minutes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # No chip is touched, so two of these may run at a time.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     return list(topologies.get_topology_desc(name, "tpu").devices)
 
 
