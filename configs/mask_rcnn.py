@@ -18,6 +18,7 @@ SIXTEEN = {  # trained on and evaluated on
     "long_side": 480,
     "aspects": (),
 }
+BASE = plain(base.get_config())
 ROWS = {
     "": Row(None, "Mask R-CNN R50-FPN 1x", {}, "box 38.6, mask 35.2 (detectron2 model zoo)"),
     "box_only": Row(
@@ -39,8 +40,7 @@ ROWS = {
         "does the model agree with torchvision's maskrcnn_resnet50_fpn number for number?",
         {
             "mask_padding": False,
-            "anchors.rounded": True,
-            "anchors.stride": "feature_floor",
+            "anchors": {**BASE["anchors"], "rounded": True, "stride": "feature_floor"},
             "rpn": {  # normalizer, beta and the numbers of proposals differ
                 "name": "rpn",
                 "levels": (),
@@ -76,9 +76,8 @@ ROWS = {
             "roi.pooler.aligned": False,
             "roi.box_loss.beta": 1 / 9,
             "mask.binary_target": False,
-            "test.min_size": 1e-2,
             # All pairs over the threshold: of the classes of a proposal at most 19 are over 0.05.
-            "test.candidates": 19_000,
+            "test": {**BASE["test"], "min_size": 1e-2, "candidates": 19_000},
         },
         "box 37.9, mask 34.6 (torchvision, COCO_V1)",
     ),
@@ -123,13 +122,8 @@ ROWS = {
         {
             "data.train": SIXTEEN,
             "data.eval": SIXTEEN,
-            "train": {**plain(base.get_config().train), "steps": 500, "batch": 2, "log_every": 10},
-            "eval": {
-                "every": 100,
-                "batch": 2,
-                "backend": "pycocotools",
-                "reference_metric": False,
-            },
+            "train": {**BASE["train"], "steps": 500, "batch": 2, "log_every": 10},
+            "eval": {**BASE["eval"], "every": 100, "batch": 2},
             "checkpoint": {"every": 100, "keep": 1},
             "optimizer.lr": 0.01,
             "optimizer.clip": 32.0,
