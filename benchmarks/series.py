@@ -16,7 +16,7 @@ FAMILIES = (
     "c3", "cascade", "fpn3", "sephnv15", "sephv10", "sephv11", "sephv12", "sephv13", "sephv14",
     "sephv15", "sephv16", "sephv17", "sephv18", "sephv19", "sephv21", "sephv22", "sephv3", "sephv9",
 )  # fmt: skip
-BUILDS = "trains and evaluates in small (two steps); full COCO: not run"
+SMALL = "trains and evaluates in small (two steps); full COCO: not run"
 STATUS = {
     "sephv14": "trains (20 steps at full size, above); full COCO: not run",
     "fpn3:pred_iou": "builds; full COCO: not run",
@@ -55,7 +55,7 @@ def _line(family: str, module: Any, row: str) -> str:
     parent = module.get_config(row).lineage[-2]
     difference = ", ".join(f"{path} {_short(value)}" for path, value in entry.diff.items())
     file = f"configs/{family}.py:{row}" if row else f"configs/{family}.py"
-    status = STATUS.get(name, BUILDS)
+    status = STATUS.get(name, SMALL)
     words = ("run", file, name.replace(":", "_"), FLAGS.get(name, ""))
     command = f"`{' '.join(filter(None, words))}`"
     cells = (name, parent, difference, entry.published, status, command)

@@ -24,7 +24,8 @@ def test_a_line_says_difference_parent_numbers_status_and_command():
     (line,) = (x for x in series.table().splitlines() if x.startswith("| sephv15:1 |"))
     assert line == (
         "| sephv15:1 | sephv15 | roi.box_loss_scale 8.0 | box 32.2 (high confidence: yaml at "
-        "869210b) | builds; full COCO: not run | `run configs/sephv15.py:1 sephv15_1` |"
+        "869210b) | trains and evaluates in small (two steps); full COCO: not run "
+        "| `run configs/sephv15.py:1 sephv15_1` |"
     )
 
 
