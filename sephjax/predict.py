@@ -11,6 +11,7 @@ from sephjax.ops import nms as nms_ops
 from sephjax.types import BoxOutputs, Detections, Proposals
 
 Weights = tuple[float, float, float, float]
+IouScore = Literal["none", "product", "order"]
 
 
 def detections(  # noqa: PLR0913, the keys of config.test
@@ -26,7 +27,7 @@ def detections(  # noqa: PLR0913, the keys of config.test
     detections: int,
     candidates: int,
     one_class_per_box: bool,
-    iou_score: Literal["none", "product", "order"] = "none",
+    iou_score: IouScore = "none",
 ) -> Detections:
     """Scores, thresholds, decodes and suppresses by class; one image.
 
@@ -50,15 +51,8 @@ def detections(  # noqa: PLR0913, the keys of config.test
 
     No valid proposal gives no valid detection.
     """
-    classes = outputs.logits.shape[-1] - 1
-    scores = jax.nn.softmax(outputs.logits, axis=-1)[:, :classes]
-    rank = scores
-    if iou_score != "none":
-        assert outputs.iou is not None  # as `check` sees to
-        iou = jax.nn.sigmoid(outputs.iou)[:, None]
-        if iou_score == "product":
-            scores = scores * iou
-        rank = scores if iou_score == "product" else jnp.broadcast_to(iou, scores.shape)
+    scores, rank = _scores(outputs, iou_score)
+    classes = scores.shape[1]
     usable = proposals.valid[:, None] & (scores > score_threshold)
     if one_class_per_box:
         usable &= jax.nn.one_hot(jnp.argmax(scores, axis=-1), classes, dtype=bool)
@@ -76,3 +70,15 @@ def detections(  # noqa: PLR0913, the keys of config.test
     blank = lambda leaf: jnp.where(valid[:, None] if leaf.ndim == 2 else valid, leaf[kept], 0)
     score = scores.reshape(-1)[order]
     return Detections(blank(boxes), blank(score), blank(label), valid, None)
+
+
+def _scores(outputs: BoxOutputs, iou_score: IouScore) -> tuple[Array, Array]:
+    """Of every foreground class of every box: its score, and what it is ranked by, [n, k]."""
+    scores = jax.nn.softmax(outputs.logits, axis=-1)[:, :-1]
+    if iou_score == "none":
+        return scores, scores
+    assert outputs.iou is not None  # as `check` sees to
+    iou = jax.nn.sigmoid(outputs.iou)[:, None]
+    if iou_score == "order":
+        return scores, jnp.broadcast_to(iou, scores.shape)
+    return scores * iou, scores * iou

@@ -127,18 +127,12 @@ def sample_rois(  # noqa: PLR0913, the four columns of a match and the choices o
     if fill == "none":
         want_negative = jnp.minimum(want_negative, there_negative)
 
-    if balance_positives:
-        by_iou = positive_groups == "iou"
-        group = _bin(iou, 0.5, 1.0, positive_bins) if by_iou else matched
-        divisor = positive_bins if by_iou else None
-        picked_positive = _balanced(keys[0], positive, group, want_positive, divisor, count)
-    else:
-        picked_positive = _plain(keys[0], positive, count)
-    if balance_negatives:
-        group = _bin(iou, low, high, bins)
-        picked_negative = _balanced(keys[1], negative, group, want_negative, bins, count)
-    else:
-        picked_negative = _plain(keys[1], negative, count)
+    by_iou = positive_groups == "iou"
+    group = _bin(iou, 0.5, 1.0, positive_bins) if by_iou else matched
+    groups = (group, positive_bins if by_iou else None) if balance_positives else None
+    picked_positive = _pick(keys[0], positive, groups, want_positive, count)
+    groups = (_bin(iou, low, high, bins), bins) if balance_negatives else None
+    picked_negative = _pick(keys[1], negative, groups, want_negative, count)
 
     slot = jnp.arange(count)
     behind = jnp.clip(slot - want_positive, 0, count - 1)
@@ -152,6 +146,19 @@ def sample_rois(  # noqa: PLR0913, the four columns of a match and the choices o
     front = jnp.argsort(jnp.where(valid, jnp.where(positive[indices], 0, 1), 2), stable=True)
     valid = valid[front]
     return jnp.where(valid, indices[front], 0).astype(jnp.int32), valid
+
+
+def _pick(
+    key: jax.Array,
+    member: Bool[Array, " n"],
+    groups: tuple[Int[Array, " n"], int | None] | None,
+    wanted: Int[Array, ""],
+    count: int,
+) -> Int[Array, " c"]:
+    """Members in random order, balanced over `groups` (group and divisor of `_balanced`) if any."""
+    if groups is None:
+        return _plain(key, member, count)
+    return _balanced(key, member, groups[0], wanted, groups[1], count)
 
 
 def repeat_truth(
