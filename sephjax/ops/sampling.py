@@ -2,6 +2,26 @@
 
 A choice is a sort by random numbers: those that may be taken come first, in random order, and the
 first few are taken. One image at a time; keys are arguments.
+
+ROIs are chosen (`sample_rois`) by this rule. With P = `int(count * positive_fraction)` and p
+positives, q negatives there:
+
+* `fill` "none" (detectron2, torchvision): min(p, P) positives, then negatives up to `count`;
+  where they run out the rest is invalid.
+* `fill` "repeat" (the published series) gives exactly `count`, unless nothing is there:
+  p >= P and q >= count - P: P positives and count - P negatives;
+  0 < p < P and q >= count - P: all p positives and count - p negatives, repeated if short;
+  no positive, or q < count - P: uniformly from all, repeated if short (so there may be more
+  than P positives);
+  nothing there: all invalid, index 0.
+
+A choice is uniform without replacement unless balanced. Balanced negatives: `bins` bins of the
+IoU from `low` to `high` (IoUs beyond go to the outermost bins) give up to wanted // bins each,
+the rest comes from what they left. Balanced positives: the same with the positives of each
+ground truth as a bin, and as many bins as ground truths have positives; or with `positive_bins`
+bins of the IoU from 0.5 to 1 (EXPERIMENTS 4.2: the series' first sampler). A plain choice that
+runs short repeats its random order mirrored (a b c c b a a b); a balanced one takes the rest
+from all, in a new random order repeated whole.
 """
 
 from typing import Literal
@@ -77,27 +97,9 @@ def sample_rois(  # noqa: PLR0913, the four columns of a match and the choices o
     positive_groups: Groups = "truth",
     positive_bins: int = 5,
 ) -> tuple[Int[Array, " r"], Bool[Array, " r"]]:
-    """Chooses the ROIs that the heads of one image train on, positives first.
+    """The ROIs that the heads of one image train on, positives first: indices, and which are valid.
 
-    With P = `int(count * positive_fraction)` and p positives, q negatives there:
-
-    * `fill` "none" (detectron2, torchvision): min(p, P) positives, then negatives up to `count`;
-      where they run out the rest is invalid.
-    * `fill` "repeat" (the published series) gives exactly `count`, unless nothing is there:
-      p >= P and q >= count - P: P positives and count - P negatives;
-      0 < p < P and q >= count - P: all p positives and count - p negatives, repeated if short;
-      no positive, or q < count - P: uniformly from all, repeated if short (so there may be more
-      than P positives);
-      nothing there: all invalid, index 0.
-
-    A choice is uniform without replacement unless balanced. Balanced negatives: `bins` bins of the
-    IoU from `low` to `high` (IoUs beyond go to the outermost bins) give up to wanted // bins each,
-    the rest comes from what they left. Balanced positives: the same with the positives of each
-    ground truth as a bin, and as many bins as ground truths have positives; or with `positive_bins`
-    bins of the IoU from 0.5 to 1 (EXPERIMENTS 4.2: the series' first sampler). A plain choice that
-    runs short repeats its random order mirrored (a b c c b a a b); a balanced one takes the rest
-    from all, in a new random order repeated whole.
-    Source: detectron2 `ROIHeads`; for the balance Pang et al., Libra R-CNN, 2019.
+    The rule: this module's docstring. Sources: detectron2 `ROIHeads`, Libra R-CNN (Pang 2019).
 
     Args:
       key: PRNG key.
@@ -115,34 +117,34 @@ def sample_rois(  # noqa: PLR0913, the four columns of a match and the choices o
       bins: Number of its bins: 8, in the series' first sampler 7.
       positive_groups: What positives are balanced over: their ground truths or their IoU.
       positive_bins: Number of the positives' IoU bins.
-
-    Returns:
-      The indices of the chosen proposals, and which are valid.
     """
     keys = jax.random.split(key, 3)
     quota = int(count * positive_fraction)
     there_positive, there_negative = jnp.sum(positive), jnp.sum(negative)
     want_positive = jnp.minimum(there_positive, quota)
-    want_negative = count - want_positive
-    if fill == "none":
-        want_negative = jnp.minimum(want_negative, there_negative)
-
+    room = count - want_positive
+    want_negative = room if fill == "repeat" else jnp.minimum(room, there_negative)
     by_iou = positive_groups == "iou"
     group = _bin(iou, 0.5, 1.0, positive_bins) if by_iou else matched
     groups = (group, positive_bins if by_iou else None) if balance_positives else None
     picked_positive = _pick(keys[0], positive, groups, want_positive, count)
     groups = (_bin(iou, low, high, bins), bins) if balance_negatives else None
     picked_negative = _pick(keys[1], negative, groups, want_negative, count)
-
     slot = jnp.arange(count)
-    behind = jnp.clip(slot - want_positive, 0, count - 1)
-    indices = jnp.where(slot < want_positive, picked_positive, picked_negative[behind])
+    picked_negative = picked_negative[jnp.clip(slot - want_positive, 0, count - 1)]
+    indices = jnp.where(slot < want_positive, picked_positive, picked_negative)
     valid = slot < want_positive + want_negative
     if fill == "repeat":
         uniform = (there_positive == 0) | (there_negative < count - quota)
         indices = jnp.where(uniform, _plain(keys[2], positive | negative, count), indices)
         valid = jnp.broadcast_to(there_positive + there_negative > 0, (count,))
-    # A uniform choice mixes both kinds: bring the positives to the front (a stable sort).
+    return _positives_first(indices, valid, positive)
+
+
+def _positives_first(
+    indices: Int[Array, " r"], valid: Bool[Array, " r"], positive: Bool[Array, " n"]
+) -> tuple[Int[Array, " r"], Bool[Array, " r"]]:
+    """The chosen with the positives in front, order kept: a uniform choice mixes both kinds."""
     front = jnp.argsort(jnp.where(valid, jnp.where(positive[indices], 0, 1), 2), stable=True)
     valid = valid[front]
     return jnp.where(valid, indices[front], 0).astype(jnp.int32), valid
