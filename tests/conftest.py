@@ -3,8 +3,11 @@
 import contextlib
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The programs of this environment, also where pytest is called by its path: launch/ runs `python`.
+os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 
 # First: the library of triton, which it imports, crashes once TensorFlow is loaded (2026-11).
 with contextlib.suppress(ImportError):
