@@ -105,8 +105,15 @@ def _head(
         "trained_parameter_bytes": sum(trained),
         "model_flops_an_image": parts | {"total": sum(parts.values())},
         "jax": jax.__version__,
+        "optimization_level": _effort(),
         "batches": [],
     }
+
+
+def _effort() -> str:
+    """JAX's own setting JAX_OPTIMIZATION_LEVEL (`O1`), or `default`."""
+    level = str(jax.config.values["jax_optimization_level"])
+    return "default" if level == "UNKNOWN" else level
 
 
 def _compile(
