@@ -4,8 +4,12 @@ import os
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from sephjax.errors import RunError, UserError
+from sephjax.train import sharding
 
 FLAGS = ("coordinator", "num_processes", "process_id")
 # Set by clusters that jax.distributed knows by itself, with the number of processes.
@@ -42,6 +46,23 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
             f"JAX finds no device of JAX_PLATFORMS={wanted!r}: install its plugin (the extras cuda"
             " and tpu), or set JAX_PLATFORMS=cpu."
         ) from error
+    if jax.process_count() > 1:
+        _meet()
+
+
+def _meet() -> None:
+    """All processes compute together: with all devices, and device by device over the processes.
+
+    On CPUs Gloo connects a set of devices at its first computation and gives the processes 30 s to
+    come to it; afterwards they wait for each other. So here, before what takes unequal times, as
+    reading data and compiling do.
+    """
+    mesh = sharding.make_mesh()
+    ones = jax.make_array_from_callback(
+        (mesh.size,), sharding.batched(mesh), lambda _: np.ones(1, np.float32)
+    )
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))(ones))
+    multihost_utils.sync_global_devices("sephjax")
 
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -44,6 +44,14 @@ def test_a_topology_that_is_none_is_refused(name):
         chips.topology(name)
 
 
+@pytest.mark.parametrize(("group", "least"), [(3, 3), (16, 2)])
+def test_a_batch_that_groups_do_not_divide_is_refused_before_compiling(group, least):
+    run._check_groups(group, least, 8)
+    said = f"makes 8 images on 8 chips, .*sample_group={group} .*a multiple of {least}"
+    with pytest.raises(UserError, match=said):
+        run._check_groups(group, 1, 8)
+
+
 def rows(*peaks):
     found = []
     for images, peak in peaks:

@@ -3,7 +3,10 @@
 import contextlib
 import io
 import json
+import os
+import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -107,6 +110,30 @@ def test_a_run_goes_on_elsewhere_and_stays_the_same(
         assert (many["image_id"], many["category_id"]) == (one["image_id"], one["category_id"])
         assert many["bbox"] == pytest.approx(one["bbox"], abs=1e-2)  # pixels
         assert many["score"] == pytest.approx(one["score"], abs=1e-6)
+
+
+@pytest.mark.multi
+def test_processes_wait_for_one_that_is_late():
+    """Gloo, which CPUs use, gives up after 30 s if the first computation of a kind is awaited."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.late", port, process, "1", "33"],
+            cwd=ROOT,
+            env=os.environ | flags,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in "01"
+    ]
+    for process in started:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-1500:]
+        assert out.splitlines()[-2:] == ["28", "[0, 1]"]
 
 
 @pytest.mark.parametrize(

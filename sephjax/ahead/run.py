@@ -45,12 +45,16 @@ def compile_for(config: ConfigDict, asked: Asked) -> int:
     """Compiles at every batch, prints a table and writes JSON; 1 if no batch fits.
 
     Raises:
-        UserError: the topology is unknown here, or the program is none.
+        UserError: the topology is unknown here, the program is none, or a batch cannot be cut into
+            the groups of images that share a sample.
         RunError: the compiler refuses the program for another reason than memory.
     """
     if asked.program not in PROGRAMS:
         raise UserError(f"--program={asked.program} is none; use {' or '.join(PROGRAMS)}.")
     topology = chips.topology(asked.topology)
+    if asked.program == "train":
+        for images in asked.batches:
+            _check_groups(config.rpn.sample_group, images, len(topology.devices))
     model = build.model(config, describe.CLASSES)
     canvas = _canvas(config, asked.program)
     told = _head(config, model, topology, asked.program, canvas)
@@ -65,6 +69,15 @@ def compile_for(config: ConfigDict, asked: Asked) -> int:
     _write(asked.output, told)
     _print(told)
     return 0 if told["largest_batch"]["compiled"] else 1
+
+
+def _check_groups(group: int, images: int, count: int) -> None:
+    if images * count % group:
+        raise UserError(
+            f"--chip_batches={images} makes {images * count} images on {count} chips, which groups"
+            f" of rpn.sample_group={group} do not divide; use a multiple of"
+            f" {group // math.gcd(group, count)}."
+        )
 
 
 def _canvas(config: ConfigDict, program: str) -> tuple[int, int]:
