@@ -68,11 +68,19 @@ def last_step(workdir: pathlib.Path) -> int:
     return steps[-1] if steps else 0
 
 
+def written(workdir: pathlib.Path) -> int:
+    """When the log of steps was last written, 0 before."""
+    log = workdir / "metrics.jsonl"
+    return log.stat().st_mtime_ns if log.exists() else 0
+
+
 def kill_at(folder: pathlib.Path, step: int, which: int) -> dict[str, int]:
     """Runs until `step` is logged, kills process `which`, and tells what was lost."""
     workdir = folder / "killed"
+    before = written(workdir)
     running = start(folder, "killed")
-    while last_step(workdir) < step:
+    # Until the run goes on, the log may hold steps that the last kill lost.
+    while written(workdir) == before or last_step(workdir) < step:
         if running.poll() is not None:
             raise SystemExit(f"the run ended before step {step}: see {folder / 'killed.log'}")
         time.sleep(0.02)
