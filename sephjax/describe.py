@@ -19,6 +19,7 @@ from sephjax.nets.functional import Functional
 from sephjax.train import step
 from sephjax.types import Batch, Truth
 
+ROWS = 12  # differences with a line each; more go by their part of the config
 CLASSES = 80  # COCO's; the real number comes from the data
 
 
@@ -97,13 +98,26 @@ def _print_differences(console: Console, config: ConfigDict, own: Mapping[str, A
     changed = {path for path in now if now[path] != was.get(path)} - {"name", "lineage"}
     inherited = sorted(path for path in changed if not any(_under(path, key) for key in own))
     table = Table("differs from its parent", "value", box=None, title_justify="left")
-    for path, value in own.items():
-        table.add_row(path, _short(value))
+    lines = {path: _short(value) for path, value in own.items()}
+    for path, value in (lines if len(own) <= ROWS else _sections(own, own)).items():
+        table.add_row(path, value)
     if own:
         console.print(table)
     if inherited:
-        words = ", ".join(f"{path}={_short(now[path])}" for path in inherited)
+        words = "; ".join(f"{k}: {v}" for k, v in _sections(inherited, now).items())
         console.print(f"[bold]inherited differences from base[/]  {words}")
+
+
+def _sections(paths: Iterable[str], values: Mapping[str, Any]) -> dict[str, str]:
+    """`{"fpn": "extra=conv_c5 norm=bn", ...}`: what a part of the config holds, in one line."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        part, _, rest = path.partition(".")
+        text = _short(values[path])
+        if rest:
+            text = f"{rest}=({text})" if isinstance(values[path], Mapping) else f"{rest}={text}"
+        found.setdefault(part, []).append(text)
+    return {part: " ".join(words) for part, words in found.items()}
 
 
 def _under(path: str, key: str) -> bool:
