@@ -17,11 +17,13 @@ import time
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from sephjax.checkpoint import Checkpoints
 from tests.tiny import ROOT, config_file
 
 STEPS, EVERY = 120, 10
+AHEAD = 25  # steps after the last checkpoint, at most, at which a run is killed
 CHANGES = {
     "train__batch": 2,
     "train__steps": STEPS,
@@ -93,12 +95,17 @@ def kill_at(folder: pathlib.Path, step: int, which: int) -> dict[str, int]:
 
 
 def weights(workdir: pathlib.Path) -> list[np.ndarray]:
-    """All arrays of the last checkpoint."""
+    """All arrays of the last checkpoint, here on one device."""
     import orbax.checkpoint as ocp
 
-    folder = workdir / "checkpoints" / str(STEPS)
-    found = [ocp.StandardCheckpointer().restore(folder / item) for item in ("params", "optimizer")]
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
+    folder, place = workdir / "checkpoints" / str(STEPS), SingleDeviceSharding(jax.devices()[0])
+    leaves = []
+    for item in ("params", "optimizer"):
+        with ocp.StandardCheckpointer() as reader:
+            known = reader.metadata(folder / item).item_metadata.tree
+            here = lambda told: jax.ShapeDtypeStruct(told.shape, told.dtype, sharding=place)
+            leaves += jax.tree.leaves(reader.restore(folder / item, jax.tree.map(here, known)))
+    return [np.asarray(leaf) for leaf in leaves]
 
 
 def main() -> None:
@@ -114,7 +121,7 @@ def main() -> None:
     draw = random.Random(arguments.seed)
     for turn in range(arguments.kills):
         kept = Checkpoints(folder / "killed" / "checkpoints").latest(whole=True) or 0
-        step = kept + draw.randint(1, min(EVERY + 1, STEPS - 1 - kept))
+        step = kept + draw.randint(1, min(AHEAD, STEPS - 1 - kept))
         told = kill_at(folder, step, draw.randrange(2))
         print(f"kill {turn + 1}: {json.dumps(told)}", flush=True)
         if told["lost"] > EVERY + 1:  # the step under way comes besides

@@ -4,9 +4,12 @@ import contextlib
 import io
 import json
 import os
+import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -46,23 +49,35 @@ def train(data, workdir, steps):
     return said.getvalue()
 
 
-def launch(data, workdir, steps, env):
-    """`launch/local.sh`, in `env`; what it prints."""
+def launch(data, workdir, steps, env, stop_at=0):
+    """`launch/local.sh`, in `env`; at `stop_at` its last process gets SIGTERM. What it prints."""
     file = workdir.with_suffix(".py")
     file.write_text(
         "import pathlib\n\nfrom tests.test_launch import config_of\n\n\n"
         f"def get_config():\n    return config_of(pathlib.Path({str(data)!r}), {steps})\n"
     )
-    done = subprocess.run(
+    with subprocess.Popen(
         [ROOT / "launch" / "local.sh", f"--config={file}", f"--workdir={workdir}"],
         cwd=ROOT,
         env=env | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
-    return done.stdout
+    ) as running:
+        if stop_at:
+            while not (stepped(workdir) >= stop_at or running.poll() is not None):
+                time.sleep(0.02)
+            children = pathlib.Path(f"/proc/{running.pid}/task/{running.pid}/children")
+            os.kill(int(children.read_text().split()[-1]), signal.SIGTERM)
+        out, err = running.communicate(timeout=900)
+    assert running.returncode == 0, out[-1500:] + err[-1500:]
+    return out
+
+
+def stepped(workdir):
+    """The last step in the log."""
+    log = workdir / "metrics.jsonl"
+    return rows(workdir)[-1]["step"] if log.exists() and log.read_text().endswith("\n") else 0
 
 
 def evaluated(workdir, name):
@@ -83,14 +98,16 @@ def alone(shared_data, tmp_path_factory):
 def test_a_run_goes_on_elsewhere_and_stays_the_same(
     processes, devices, alone, shared_data, tmp_path, tmp_path_factory
 ):
-    """Six steps on eight devices, two on one, two on eight: the ten of one device."""
+    """Eight devices until a process is asked to stop, one device, eight: the steps of one."""
     data, workdir = shared_data / "coco_tiny", tmp_path / "relay"
     counts = {"PROCESSES": str(processes), "DEVICES": str(devices)}
     env = environment(tmp_path_factory) | counts
-    launch(data, workdir, 6, env)
+    launch(data, workdir, STEPS, env, stop_at=3)  # all save the same step and end well
+    first = stepped(workdir)
+    assert first < 8
     told = json.loads((workdir / "manifest.json").read_text())["devices"]
     assert (told["count"], told["processes"]) == (8, processes)
-    assert "going on from step 6" in train(data, workdir, 8)
+    assert f"going on from step {first}" in train(data, workdir, 8)
     assert "going on from step 8" in launch(data, workdir, STEPS, env)
 
     ours, theirs = rows(alone), rows(workdir)
