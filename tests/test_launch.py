@@ -65,7 +65,8 @@ def launch(data, workdir, steps, env, stop_at=0):
         text=True,
     ) as running:
         if stop_at:
-            while not (stepped(workdir) >= stop_at or running.poll() is not None):
+            while stepped(workdir) < stop_at:
+                assert running.poll() is None, running.communicate()
                 time.sleep(0.02)
             children = pathlib.Path(f"/proc/{running.pid}/task/{running.pid}/children")
             os.kill(int(children.read_text().split()[-1]), signal.SIGTERM)
@@ -75,9 +76,11 @@ def launch(data, workdir, steps, env, stop_at=0):
 
 
 def stepped(workdir):
-    """The last step in the log."""
+    """The last step in the log; 0 before any."""
     log = workdir / "metrics.jsonl"
-    return rows(workdir)[-1]["step"] if log.exists() and log.read_text().endswith("\n") else 0
+    lines = log.read_text().splitlines() if log.exists() else []
+    whole = [line for line in lines if line.endswith("}")]
+    return json.loads(whole[-1])["step"] if whole else 0
 
 
 def evaluated(workdir, name):
