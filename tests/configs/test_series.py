@@ -289,5 +289,5 @@ def test_sephv15_1_has_a_page_of_one_screen(capsys):
     assert "> sephv14 > sephv14:r128 > sephv15 > sephv15:1" in words
     assert "published box 32.2 (high confidence: yaml at 869210b)" in words
     assert "roi.box_loss_scale 8.0" in words
-    assert "roi.class_weight=quadratic" in words
+    assert " class_weight=quadratic " in words
     assert len(page.splitlines()) <= 40, page
