@@ -19,7 +19,7 @@ from sephjax.nets.functional import Functional
 from sephjax.train import step
 from sephjax.types import Batch, Truth
 
-ROWS = 12  # differences with a line each; more go by their part of the config
+LINES = 12  # differences with a line each; more go by their part of the config
 CLASSES = 80  # COCO's; the real number comes from the data
 
 
@@ -99,7 +99,7 @@ def _print_differences(console: Console, config: ConfigDict, own: Mapping[str, A
     inherited = sorted(path for path in changed if not any(_under(path, key) for key in own))
     table = Table("differs from its parent", "value", box=None, title_justify="left")
     lines = {path: _short(value) for path, value in own.items()}
-    for path, value in (lines if len(own) <= ROWS else _sections(own, own)).items():
+    for path, value in (lines if len(own) <= LINES else _sections(own, own)).items():
         table.add_row(path, value)
     if own:
         console.print(table)

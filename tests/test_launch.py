@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -13,6 +12,7 @@ import time
 
 import pytest
 
+from benchmarks.kills import children, last_step
 from sephjax import cluster, modes
 from sephjax.errors import RunError, UserError
 from tests.configs.shrink import shrunk
@@ -65,22 +65,13 @@ def launch(data, workdir, steps, env, stop_at=0):
         text=True,
     ) as running:
         if stop_at:
-            while stepped(workdir) < stop_at:
+            while last_step(workdir) < stop_at:
                 assert running.poll() is None, running.communicate()
                 time.sleep(0.02)
-            children = pathlib.Path(f"/proc/{running.pid}/task/{running.pid}/children")
-            os.kill(int(children.read_text().split()[-1]), signal.SIGTERM)
+            os.kill(children(running.pid)[-1], signal.SIGTERM)
         out, err = running.communicate(timeout=900)
     assert running.returncode == 0, out[-1500:] + err[-1500:]
     return out
-
-
-def stepped(workdir):
-    """The last step in the log; 0 before any."""
-    log = workdir / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    whole = [line for line in lines if line.endswith("}")]
-    return json.loads(whole[-1])["step"] if whole else 0
 
 
 def evaluated(workdir, name):
@@ -106,7 +97,7 @@ def test_a_run_goes_on_elsewhere_and_stays_the_same(
     counts = {"PROCESSES": str(processes), "DEVICES": str(devices)}
     env = environment(tmp_path_factory) | counts
     launch(data, workdir, STEPS, env, stop_at=3)  # all save the same step and end well
-    first = stepped(workdir)
+    first = last_step(workdir)
     assert first < 8
     told = json.loads((workdir / "manifest.json").read_text())["devices"]
     assert (told["count"], told["processes"]) == (8, processes)
@@ -128,7 +119,9 @@ def test_a_run_goes_on_elsewhere_and_stays_the_same(
     pairs = zip(*(evaluated(run, "detections.json") for run in (alone, workdir)), strict=True)
     for one, many in pairs:  # AP is 0 after ten steps, so the boxes themselves
         assert (many["image_id"], many["category_id"]) == (one["image_id"], one["category_id"])
-        assert many["bbox"] == pytest.approx(one["bbox"], abs=1e-2)  # pixels
+        # The file has boxes to 1e-3 pixel and scores to 1e-8; seen to differ: 0 and 1e-8. Weights
+        # that are 5e-7 apart may turn the last digits on another processor, and move no box by more.
+        assert many["bbox"] == pytest.approx(one["bbox"], abs=1e-2)
         assert many["score"] == pytest.approx(one["score"], abs=1e-6)
 
 
