@@ -119,8 +119,8 @@ def test_a_run_goes_on_elsewhere_and_stays_the_same(
     pairs = zip(*(evaluated(run, "detections.json") for run in (alone, workdir)), strict=True)
     for one, many in pairs:  # AP is 0 after ten steps, so the boxes themselves
         assert (many["image_id"], many["category_id"]) == (one["image_id"], one["category_id"])
-        # The file has boxes to 1e-3 pixel and scores to 1e-8; seen to differ: 0 and 1e-8. Losses
-        # 5e-7 apart may turn the last digits on another processor; a lost ROI moves a box by pixels.
+        # The file has boxes to 1e-3 pixel and scores to 1e-8; seen to differ: 0 and 1e-8. On
+        # another processor last digits may turn; a proposal that differs moves a box by pixels.
         assert many["bbox"] == pytest.approx(one["bbox"], abs=1e-2)
         assert many["score"] == pytest.approx(one["score"], abs=1e-6)
 
