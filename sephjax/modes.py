@@ -93,7 +93,16 @@ def predictor(config: ConfigDict, model: Functional, mesh: Any) -> Callable[...,
     """(params, frozen, host batch) -> detections on the device, compiled once a canvas."""
     run = step.make_predict_step(model, build.classify(config), masks=config.mask.enabled)
     compiled = programs.predict_program(run, mesh)
-    return lambda params, frozen, batch: compiled(params, frozen, sharding.put_batch(mesh, batch))
+    known: set[tuple[int, ...]] = set()
+
+    def predict(params: Params, frozen: Params, batch: Batch) -> Detections:
+        found = compiled(params, frozen, sharding.put_batch(mesh, batch))
+        if batch.image.shape not in known:
+            known.add(batch.image.shape)
+            programs.give_back_memory()
+        return found
+
+    return predict
 
 
 def _evaluation(

@@ -1,5 +1,7 @@
 """The compiled train step: one program for each canvas size, counted, never one more."""
 
+import ctypes
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +33,17 @@ def predict_program(predict_step: Callable[..., Any], mesh: Mesh) -> Any:
     whole, cut = sharding.replicated(mesh), sharding.batched(mesh)
     run = sharding.by_device(mesh, predict_step, (0, 1))
     return jax.jit(run, in_shardings=(whole, whole, cut), out_shardings=cut)
+
+
+def give_back_memory() -> None:
+    """Hands what the compiler freed back to the system, after a compilation; glibc keeps it.
+
+    Without glibc nothing happens. Of a ResNet-50 train step it is 0.9 GB (docs/DECISIONS.md).
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 class Programs:
@@ -68,6 +81,7 @@ class Programs:
             )
         began = time.perf_counter()
         self._compiled[_shapes(batch)] = self._jitted.lower(state, batch).compile()
+        give_back_memory()
         self.last_seconds = time.perf_counter() - began
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
