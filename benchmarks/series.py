@@ -19,6 +19,7 @@ FAMILIES = (
 SMALL = "trains and evaluates in small (two steps); full COCO: not run"
 STATUS = {"sephv14": "trains (20 steps at full size, above); full COCO: not run"}
 FLAGS = {  # beyond those of the page's `run`, which come first
+    "fpn3:hooks_x2": "--config.train.steps=180000",
     # Three images on each of 8 GPUs; as many images in all as 120,000 steps of 9.
     "sephnv15": "--config.train.batch=24 --config.optimizer.lr=0.0533333 "
     "--config.train.steps=45000 --config.schedule.warmup_steps=375",
