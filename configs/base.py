@@ -1,7 +1,8 @@
 """Every key once, with its unit and meaning. The values are detectron2's Mask R-CNN R50-FPN 1x.
 
 A config is read with `get_config()`; families start from it and say only what they change.
-Component choices (a matcher, a loss) are dicts: `name` picks the component, the rest are its arguments.
+Component choices (a matcher, a loss) are dicts: `name` picks the component, the rest are its arguments;
+those that are not here have the defaults that the component's own docstring gives (`sephjax/recipe.py` names them).
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +31,7 @@ def get_config() -> ConfigDict:
         {
             "every": 5_000,  # steps; the end is always evaluated; 0: only the end
             "batch": 8,  # images, over all devices and hosts
-            "backend": "pycocotools",  # pycocotools | faster (the extra faster-coco-eval)
+            "backend": "pycocotools",  # pycocotools | faster (pip install faster-coco-eval)
             "reference_metric": False,  # the results log's own metric beside COCO's (docs/CONVENTIONS.md)
         }
     )

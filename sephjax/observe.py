@@ -25,15 +25,14 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
 import sephjax
-from sephjax.types import Params
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
     "opencv-python-headless", "pycocotools", "ml_collections", "clu",
 )  # fmt: skip
+ARCHIVED = "$Format:%H$"  # `git archive` writes the commit here (.gitattributes)
 
 
 def manifest(config: ConfigDict) -> dict[str, Any]:
@@ -68,7 +67,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, `+` behind it when files differ from it; None without git."""
+    """The commit of the source tree, `+` behind it when files differ from it.
+
+    Without git that of the archive that the tree came from; None if it came from none.
+    """
     folder = pathlib.Path(__file__).resolve().parents[1]
     try:
         told = subprocess.run(
@@ -76,24 +78,8 @@ def _commit() -> str | None:
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return None
+        return None if ARCHIVED.startswith("$") else ARCHIVED
     return told.stdout.strip()
-
-
-def params_table(params: Params) -> str:
-    """A text table of every parameter: name, shape, type and count, and the sum below."""
-    table = Table("name", "shape", "type", "count", box=None, pad_edge=False)
-    table.columns[3].justify = "right"
-    total = 0
-    for path, leaf in jax.tree.flatten_with_path(params)[0]:
-        total += leaf.size
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        table.add_row(name, "x".join(map(str, leaf.shape)), str(leaf.dtype), f"{leaf.size:,}")
-    table.add_row("total", "", "", f"{total:,}")
-    console = Console(width=200, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 @dataclasses.dataclass

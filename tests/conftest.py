@@ -31,8 +31,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def shared() -> pathlib.Path:
     """The folder that holds `data/`, `weights/` beside the project (or SEPHJAX_DATA)."""
     folder = pathlib.Path(os.environ.get("SEPHJAX_DATA", ROOT.parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no shared data in {folder}; set SEPHJAX_DATA")
+    if not (folder / "data" / "coco_tiny").is_dir():
+        pytest.skip(f"no data/coco_tiny in {folder}; set SEPHJAX_DATA")
     return folder
 
 

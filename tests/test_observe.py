@@ -2,16 +2,18 @@
 
 import io
 import json
+import subprocess
+import tarfile
 import time
 
 import jax
-import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
 from configs import base
 from sephjax import observe
 from sephjax.observe import Observer, Window
+from tests.tiny import ROOT
 
 SCALARS = {"loss": 1.25, "loss/rpn": 1.0, "lr": 0.02, "grad_norm": 3.0}
 
@@ -85,9 +87,17 @@ def test_the_manifest_is_json_and_names_config_versions_and_devices():
     assert told["date"].endswith("+00:00")
 
 
-def test_the_table_of_parameters_counts_them():
-    table = observe.params_table({"a": {"w": jnp.zeros((3, 4))}, "b": jnp.zeros(2000)})
-    lines = [line.split() for line in table.splitlines()]
-    assert ["a/w", "3x4", "float32", "12"] in lines
-    assert ["b", "2000", "float32", "2,000"] in lines
-    assert lines[-1] == ["total", "2,012"]
+def test_an_archive_of_the_tree_knows_its_commit(tmp_path):
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    (tree / "sephjax").mkdir(parents=True), out.mkdir()
+    for name in (".gitattributes", "sephjax/observe.py"):
+        (tree / name).write_text((ROOT / name).read_text())
+    git = lambda *words: subprocess.run(
+        ["git", "-C", str(tree), "-c", "user.name=a", "-c", "user.email=a@b.c", *words],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    git("init"), git("add", "."), git("commit", "-m", "all")
+    git("archive", "--output", str(out / "all.tar"), "HEAD")
+    with tarfile.open(out / "all.tar") as archive:
+        text = archive.extractfile("sephjax/observe.py").read().decode()
+    assert f'ARCHIVED = "{git("rev-parse", "HEAD")}"' in text
