@@ -248,11 +248,16 @@ def test_training_starts_from_its_backbone_alone(run, tmp_path, capsys):
     assert "its backbone alone: " in (tmp_path / "weights.txt").read_text()
 
 
-def test_another_class_count_draws_the_predictors_and_says_so(run, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["sephjax", pytest.param("twin", marks=pytest.mark.torch)])
+def test_another_class_count_draws_the_predictors_and_says_so(run, tmp_path, capsys, kind):
+    place = f"sephjax:{run}/checkpoints/3"
+    if kind == "twin":
+        pytest.importorskip("torch")
+        place = f"twin:{tmp_path / 'model.pth'}"
+        assert convert.convert(tiny_config(), str(run), None, None, place) == 0
     coco = DrawnCoco(tmp_path / "coco", 1)
     coco.content["categories"].append({"id": 9, "name": "star"})
     config = tiny_config(**coco.write())
-    place = f"sephjax:{run}/checkpoints/3"
     assert convert.convert(config, str(tmp_path / "run"), None, place, None) == 0
     said = capsys.readouterr().out
     assert "it has 3 classes and the model 4: box_head/deltas, box_head/logits, mask_h" in said

@@ -87,16 +87,6 @@ def load_twin(twin: Any, params: Params, frozen: Params) -> None:
     twin.load_state_dict({name: _torch().from_numpy(value) for name, value in state.items()})
 
 
-def dump_twin(twin: Any) -> tuple[Params, Params]:
-    """A twin's weights as our `(params, frozen)` of float32 NumPy arrays.
-
-    Raises:
-        UserError: a tensor is not float32, or not the one that the twin was built with.
-    """
-    params, frozen, _ = _ours(twin.config, twin.classes, twin.state_dict(), "the twin")
-    return params, frozen
-
-
 def save_twin(
     config: ConfigDict, classes: int, params: Params, frozen: Params, path: str | os.PathLike[str]
 ) -> int:
@@ -127,10 +117,11 @@ def read(path: str) -> Contents:
     """What a twin file holds, as the readers of `weights.formats` give it.
 
     Raises:
-        UserError: it is no twin file.
+        UserError: it is no twin file, or a tensor is not float32.
     """
     content = _read(path)
     config = _config(content)
+    _check_float32(content["state_dict"], path)
     return Contents(
         source=path,
         tensors={name: tensor.numpy() for name, tensor in content["state_dict"].items()},
@@ -139,25 +130,6 @@ def read(path: str) -> Contents:
         whole=True,
         classes=content["classes"],
     )
-
-
-def load_twin_file(
-    path: str | os.PathLike[str], config: ConfigDict, classes: int
-) -> tuple[Params, Params, table.LoadReport]:
-    """The weights of a twin file for the model of `config`, as NumPy arrays, and the report.
-
-    Raises:
-        UserError: it is no twin file, or was written from a config or a number of classes whose
-            model computes something else.
-    """
-    content = _read(path)
-    if content["classes"] != classes:
-        raise UserError(
-            f"{path} has {content['classes']} classes and this model {classes}; "
-            "use the data that it was trained on."
-        )
-    check_meaning(path, config)
-    return _ours(config, classes, content["state_dict"], str(path))
 
 
 def check_meaning(path: str | os.PathLike[str], config: ConfigDict) -> None:
@@ -219,21 +191,11 @@ def _state(
     return {name: x.copy(order="C") for name, x in table.save(names.rules(config), ours).items()}
 
 
-def _ours(
-    config: ConfigDict, classes: int, state: Mapping[str, Any], source: str
-) -> tuple[Params, Params, table.LoadReport]:
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
-    _check_float32(arrays, source)
-    params, frozen = (table.flatten(part) for part in build.model(config, classes).abstract)
-    found, report = table.load(names.rules(config), params | frozen, arrays, source=source)
-    tree = lambda part: table.unflatten({path: found[path].copy(order="C") for path in part})
-    return tree(params), tree(frozen), report
-
-
-def _check_float32(arrays: Mapping[str, np.ndarray], source: str) -> None:
+def _check_float32(arrays: Mapping[str, Any], source: str) -> None:
+    """Of NumPy's arrays or torch's tensors."""
     for name, value in arrays.items():
-        if value.dtype != np.float32:
-            raise UserError(f"{name} of {source} is {value.dtype}; it must be float32.")
+        if (dtype := str(value.dtype).removeprefix("torch.")) != "float32":
+            raise UserError(f"{name} of {source} is {dtype}; it must be float32.")
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import pytest
 
 from configs import demo, mask_rcnn, sephv14
 from configs._chain import plain
-from sephjax import build
+from sephjax import build, convert, initial
 from sephjax.checkpoint import Checkpoints
 from sephjax.errors import UserError
 from sephjax.export import names
 from sephjax.export import torch as export
-from sephjax.weights import table
+from sephjax.weights import classes, table
 from tests.export import cases, parity
 from tests.narrow import random_tree
 
@@ -35,6 +35,11 @@ def same(found, expected):
         assert leaf.dtype == np.float32
 
 
+def take_in(config, file, workdir):
+    """`--mode=convert --source=twin:FILE`."""
+    assert convert.convert(config, str(workdir), None, f"twin:{file}", None) == 0
+
+
 @pytest.fixture(scope="module")
 def weights():
     config = CONFIGS[SMALL]
@@ -43,35 +48,37 @@ def weights():
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", CONFIGS)
-def test_weights_come_back_from_a_twin_bit_for_bit(name):
+def test_weights_come_back_from_a_twin_file_bit_for_bit(name, tmp_path):
     pytest.importorskip("torch")
-    config = CONFIGS[name]
-    abstract = build.model(config, parity.CLASSES).abstract
-    params, frozen = random_tree(abstract)
+    config, file = CONFIGS[name], tmp_path / "model.pth"
+    model = build.model(config, parity.CLASSES)
+    params, frozen = random_tree(model.abstract)
+    count = export.save_twin(config, parity.CLASSES, params, frozen, file)
+    assert count == len(jax.tree.leaves(model.abstract))
+    # As `--mode=convert --source=twin:model.pth` takes them in.
+    found = initial.read(config, "twin", str(file), convert.SOURCES)
+    wanted = classes.named(parity.CLASSES)
+    taken = initial.fill(config, model, jax.random.key(0), tmp_path, wanted, found)
+    same(taken, (params, frozen))
+    assert (tmp_path / "weights.txt").read_text().endswith(f"{count} used, 0 unused, 0 missing\n")
     twin = export.build_twin(config, parity.CLASSES)
-    assert len(twin.state_dict()) == len(jax.tree.leaves(abstract))
     export.load_twin(twin, params, frozen)
-    same(export.dump_twin(twin), (params, frozen))
+    same({k: v.numpy() for k, v in twin.state_dict().items()}, found.tensors)
 
 
 @pytest.mark.torch
-def test_an_orbax_checkpoint_comes_back_from_a_twin_file_bit_for_bit(weights, tmp_path):
+def test_a_workdir_comes_back_from_a_twin_file_bit_for_bit(weights, tmp_path):
     torch = pytest.importorskip("torch")
     config, params, frozen = weights
+    file, workdir = tmp_path / "model.pth", tmp_path / "run"
+    export.save_twin(config, parity.CLASSES, params, frozen, file)
+    take_in(config, file, workdir)
     abstract = build.model(config, parity.CLASSES).abstract
-    file = tmp_path / "model.pth"
-    before, after = (Checkpoints(tmp_path / name) for name in ("before", "after"))
-    before.save_weights(7, params, frozen)
-    count = export.save_twin(config, parity.CLASSES, *before.restore_weights(7, *abstract), file)
-    found_params, found_frozen, report = export.load_twin_file(file, config, parity.CLASSES)
-    assert report.unused == report.missing == ()
-    assert len(report.used) == count == len(jax.tree.leaves(abstract))
-    after.save_weights(0, found_params, found_frozen)
+    after = Checkpoints(workdir / "checkpoints")
     same(jax.device_get(after.restore_weights(0, *abstract)), (params, frozen))
-    before.close(), after.close()
     twin = export.twin_from_file(file)
     assert plain(twin.config) == plain(config)
-    same(export.dump_twin(twin), (params, frozen))
+    same({k: v.numpy() for k, v in twin.state_dict().items()}, export.read(str(file)).tensors)
     images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8)
     assert len(twin(images, torch.tensor([[64, 64]]))["detections"]) == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["model.pth"]
@@ -93,18 +100,18 @@ def test_a_file_of_another_model_is_refused(weights, tmp_path):
     config, params, frozen = weights
     file = tmp_path / "model.pth"
     export.save_twin(config, parity.CLASSES, params, frozen, file)
-    other = cases.config(cases.CASES[SMALL] | {"backbone.layout": "msra"})
-    with pytest.raises(UserError, match=r"backbone.layout is 'slim' there and 'msra' here"):
-        export.load_twin_file(file, other, parity.CLASSES)
-    other = cases.config(cases.CASES[SMALL] | {"roi.pooler": {"name": "crop_max", "bins": (1, 1)}})
-    with pytest.raises(UserError, match=r"roi.pooler.bins is \(2, 2\) there and \(1, 1\) here"):
-        export.load_twin_file(file, other, parity.CLASSES)
-    with pytest.raises(UserError, match="has 5 classes and this model 6"):
-        export.load_twin_file(file, config, 6)
+    pooler = {"name": "crop_max", "bins": (1, 1)}
+    for key, value, words in (
+        ("backbone.layout", "msra", "of layout 'slim' and the config asks for .*'msra'"),
+        ("mask_padding", False, "mask_padding is True there and False here"),
+        ("roi.pooler", pooler, r"roi.pooler.bins is \(2, 2\) there and \(1, 1\) here"),
+    ):
+        with pytest.raises(UserError, match=words):
+            take_in(cases.config(cases.CASES[SMALL] | {key: value}), file, tmp_path / "run")
     harmless = cases.config(
         cases.CASES[SMALL] | {"rpn.normalizer": "sampled", "test.detections": 7}
     )
-    same(export.load_twin_file(file, harmless, parity.CLASSES)[:2], (params, frozen))
+    take_in(harmless, file, tmp_path / "run")
 
 
 @pytest.mark.torch
@@ -119,7 +126,7 @@ def test_what_is_no_twin_file_is_refused(weights, tmp_path):
         export.twin_from_file(file)
     torch.save({"weight": torch.zeros(3)}, file)
     with pytest.raises(UserError, match="is no twin file of format"):
-        export.load_twin_file(file, config, parity.CLASSES)
+        take_in(config, file, tmp_path / "run")
     with pytest.raises(UserError, match="cannot be written"):
         export.save_twin(config, parity.CLASSES, params, frozen, tmp_path / "no" / "model.pth")
     export.save_twin(config, parity.CLASSES, params, frozen, file)
@@ -140,12 +147,14 @@ def test_a_changed_state_dict_is_refused(weights, tmp_path):
         change(content["state_dict"])
         torch.save(content, tmp_path / "changed.pth")
         with pytest.raises(UserError, match=words):
-            export.load_twin_file(tmp_path / "changed.pth", config, parity.CLASSES)
+            take_in(config, tmp_path / "changed.pth", tmp_path / "run")
 
     name = "rpn.logits.weight"
     refused(lambda state: state.pop(name), "missing: rpn/logits/kernel")
     refused(lambda state: state.update(extra=torch.zeros(1)), "left over: extra")
-    refused(lambda state: state.update({name: state[name].half()}), "is float16; it must be")
+    for kind in (torch.float16, torch.bfloat16):
+        change = lambda state, kind=kind: state.update({name: state[name].to(kind)})
+        refused(change, rf" is {str(kind)[6:]}; it must be float32")
     refused(lambda state: state.update({name: state[name][:1]}), "wrong shape: rpn/logits/kernel")
 
 
