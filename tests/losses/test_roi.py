@@ -12,11 +12,10 @@ from sephjax.losses import roi
 from sephjax.types import BoxOutputs, Rois
 
 IMAGES, ROIS, CLASSES = 2, 8, 3
-RNG = np.random.default_rng(2)
 SIZE = jnp.float32([[100, 100], [100, 100]])
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-CORNERS = RNG.uniform(5, 40, (IMAGES, ROIS, 2))
-BOXES = np.float32(np.concatenate([CORNERS, CORNERS + RNG.uniform(10, 40, CORNERS.shape)], axis=-1))
+CORNERS, SIDES = np.random.default_rng(2).uniform(10, 40, (2, IMAGES, ROIS, 2))
+BOXES = np.float32(np.concatenate([CORNERS, CORNERS + SIDES], axis=-1))
 
 
 def rois(positives=2, valid=6, shift=2.0):
@@ -34,9 +33,10 @@ def rois(positives=2, valid=6, shift=2.0):
     )
 
 
-def outputs(kinds=CLASSES):
-    logits = jnp.float32(RNG.normal(size=(IMAGES, ROIS, CLASSES + 1)))
-    return BoxOutputs(logits, jnp.float32(0.1 * RNG.normal(size=(IMAGES, ROIS, kinds, 4))))
+def outputs(kinds=CLASSES, seed=3):
+    rng = np.random.default_rng(seed)
+    logits = jnp.float32(rng.normal(size=(IMAGES, ROIS, CLASSES + 1)))
+    return BoxOutputs(logits, jnp.float32(0.1 * rng.normal(size=(IMAGES, ROIS, kinds, 4))))
 
 
 def losses(outputs, rois, box_loss="smooth_l1", class_weighting="none"):
@@ -154,8 +154,9 @@ def test_rois_that_are_not_there_change_nothing():
 
 
 def test_the_mask_loss_is_a_mean_over_pixels_summed_over_positives():
-    logits = RNG.normal(size=(IMAGES, 3, 4, 4))
-    targets = np.float64(RNG.uniform(size=logits.shape) > 0.5)
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(IMAGES, 3, 4, 4))
+    targets = np.float64(rng.uniform(size=logits.shape) > 0.5)
     positive = np.array([[True, True, False], [True, False, False]])
     p = 1 / (1 + np.exp(-logits))
     entropy = -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
@@ -165,7 +166,7 @@ def test_the_mask_loss_is_a_mean_over_pixels_summed_over_positives():
 
 
 def test_the_mask_loss_without_positives_is_zero_with_a_zero_gradient():
-    logits = jnp.float32(RNG.normal(size=(1, 2, 4, 4)))
+    logits = jnp.float32(np.random.default_rng(5).normal(size=(1, 2, 4, 4)))
     value, slopes = jax.value_and_grad(roi.mask_loss)(
         logits, jnp.zeros_like(logits), jnp.zeros((1, 2), bool)
     )

@@ -11,9 +11,8 @@ from sephjax.losses import rpn
 from sephjax.types import RpnOutputs, RpnTargets
 
 IMAGES, ANCHORS = 4, 100
-RNG = np.random.default_rng(1)
-CORNERS = RNG.uniform(0, 80, (ANCHORS, 2))
-BOXES = jnp.float32(np.concatenate([CORNERS, CORNERS + RNG.uniform(8, 30, (ANCHORS, 2))], axis=1))
+DRAWN = np.random.default_rng(1).uniform((0, 0, 8, 8), (80, 80, 30, 30), (ANCHORS, 4))
+BOXES = jnp.float32(DRAWN + DRAWN[:, (0, 1, 0, 1)] * (0, 0, 1, 1))
 OPTIONS = {
     "box_loss": {"name": "smooth_l1", "beta": 1 / 9},
     "weights": (1.0, 1.0, 1.0, 1.0),
@@ -23,16 +22,17 @@ OPTIONS = {
 }
 
 
-def batch(positives=3, sampled=64):
+def batch(positives=3, sampled=64, seed=2):
     """Drawn outputs; the first anchors of each image are positive, the next negative."""
+    rng = np.random.default_rng(seed)
     at = np.broadcast_to(np.arange(ANCHORS), (IMAGES, ANCHORS))
-    shift = RNG.uniform(-3, 3, (IMAGES, ANCHORS, 4))
+    shift = rng.uniform(-3, 3, (IMAGES, ANCHORS, 4))
     targets = RpnTargets(
         boxes=jnp.float32(np.asarray(BOXES)[None] + shift),
         positive=jnp.asarray(at < positives),
         negative=jnp.asarray((at >= positives) & (at < sampled)),
     )
-    logits, deltas = RNG.normal(size=(IMAGES, ANCHORS)), 0.2 * RNG.normal(size=shift.shape)
+    logits, deltas = rng.normal(size=(IMAGES, ANCHORS)), 0.2 * rng.normal(size=shift.shape)
     return RpnOutputs(jnp.float32(logits), jnp.float32(deltas)), targets
 
 
