@@ -133,9 +133,8 @@ def _short(value: Any) -> str:
 def costs(config: ConfigDict, model: Functional) -> dict[str, tuple[int, int, Cost]]:
     """Canvas and cost an image of the forward pass in training and of prediction."""
     found = {}
-    view = config.data.eval
-    sizes = view.short_sides, view.long_side, view.aspects, config.data.size_multiple
-    canvases = {"train": buckets.training(config.data), "predict": buckets.canvases(*sizes)}
+    data = config.data
+    canvases = {"train": buckets.training(data), "predict": buckets.evaluation(data)}
     for what, choices in canvases.items():
         height, width = choices[0]  # the smallest landscape one
         batch = abstract_batch(config, 1, height, width)

@@ -10,17 +10,19 @@ from ml_collections import config_flags
 from sephjax import command
 from sephjax.errors import RunError, UserError
 
-MODES = ("train", "eval", "predict", "convert", "describe", "prepare", "parity", "compile")
+MODES = (
+    "train", "eval", "predict", "convert", "export", "describe", "prepare", "parity", "compile"
+)  # fmt: skip
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :row for a row of it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 STEP = flags.DEFINE_integer(
-    "step", None, "Checkpoint to restore in eval, predict and convert; default: the latest."
+    "step", None, "Checkpoint to restore in eval, predict, convert, export; default: the latest."
 )
 IMAGES = flags.DEFINE_string("images", None, "predict, parity: a file, a folder or a glob.")
 OUTPUT = flags.DEFINE_string(
-    "output", None, "predict, parity: the folder to write; compile: the JSON file."
+    "output", None, "predict, parity: the folder to write; compile: JSON file; export: file."
 )
 SOURCE = flags.DEFINE_string(
     "source",
@@ -92,6 +94,8 @@ def _dispatch() -> int:
         output = OUTPUT.value or WORKDIR.value or "."
     if MODE.value == "predict":
         images, output = _need(IMAGES.value, "images"), _need(OUTPUT.value, "output")
+    if MODE.value == "export":
+        output = _need(OUTPUT.value, "output")
     if MODE.value in ("train", "eval"):
         from sephjax import cluster
 
@@ -104,6 +108,7 @@ def _dispatch() -> int:
         "eval": lambda: modes.evaluate(config, workdir, STEP.value),
         "predict": lambda: modes.predict(config, workdir, STEP.value, images, output),
         "convert": lambda: convert.convert(config, workdir, STEP.value, SOURCE.value, TARGET.value),
+        "export": lambda: modes.export(config, workdir, STEP.value, output),
         "describe": lambda: modes.describe(config),
         "prepare": lambda: modes.prepare(config),
         "parity": lambda: modes.parity(config, source, images, output),

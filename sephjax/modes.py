@@ -1,6 +1,7 @@
 """What each `--mode` does: joins sources, model, loop and evaluation; `main` only reads flags."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from sephjax import build, check, initial, learner, restore
 from sephjax.errors import UserError
 from sephjax.evaluation import evaluator, gallery
-from sephjax.input import pipeline, sources, transforms
+from sephjax.input import buckets, pipeline, sources, transforms
 from sephjax.input.example import Source
 from sephjax.nets.functional import Functional
 from sephjax.train import loop, programs, sharding, step
@@ -195,6 +196,42 @@ def predict(config: ConfigDict, workdir: str, at: int | None, images: str, outpu
     )
     print(f"{done.detections} detections in {done.images} pictures; written to {done.output}")
     return 1 if done.failed else 0
+
+
+def export(config: ConfigDict, workdir: str, at: int | None, output: str) -> int:
+    """Writes the detector of a checkpoint as one file that runs without sephjax."""
+    from sephjax.export import stablehlo
+
+    check.check(config)
+    folder, file = pathlib.Path(workdir), pathlib.Path(output)
+    step_number = restore.step_of(folder, at)
+    if file.is_dir():
+        raise UserError(f"--output={output} is a folder; name a file.")
+    categories = claims.load_categories(folder)
+    model = build.model(config, len(categories))
+    params, frozen = restore.weights(config, model, folder, step_number)
+    canvas, rows = buckets.largest(buckets.evaluation(config.data)), config.eval.batch
+    content = stablehlo.serialize(
+        step.make_predict_step(model, build.classify(config), masks=config.mask.enabled),
+        params,
+        frozen,
+        category_ids=categories.ids,
+        canvas=canvas,
+        batch=rows,
+    )
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        draft.replace(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}); name another.") from error
+    print(
+        f"{file}: step {step_number}, {len(content) / 1e6:.1f} MB, for"
+        f" {', '.join(stablehlo.PLATFORMS)}; takes uint8 [{rows}, {canvas[0]}, {canvas[1]}, 3] and"
+        f" int32 [{rows}, 2]"
+    )
+    return 0
 
 
 def prepare(config: ConfigDict) -> int:

@@ -118,9 +118,7 @@ def bucketed(
       A batch, and the positions in `images` of its valid rows.
     """
     frame = data.eval
-    choices = buckets.canvases(
-        frame.short_sides, frame.long_side, frame.aspects, data.size_multiple
-    )
+    choices = buckets.evaluation(data)
     sizes = np.array([image.shape[:2] for image in images]).reshape(-1, 2)
     where = buckets.assign(sizes, choices, frame.short_sides, frame.long_side, data.resize)
     for bucket in np.unique(where):

@@ -82,13 +82,8 @@ def _check_groups(group: int, images: int, count: int) -> None:
 
 def _canvas(config: ConfigDict, program: str) -> tuple[int, int]:
     """The largest canvas; its portrait is the same work."""
-    if program == "train":
-        choices = buckets.training(config.data)
-    else:
-        view = config.data.eval
-        sides = view.short_sides, view.long_side, view.aspects, config.data.size_multiple
-        choices = buckets.canvases(*sides)
-    return max(choices, key=lambda canvas: (canvas[0] * canvas[1], canvas[1]))
+    of = {"train": buckets.training, "predict": buckets.evaluation}
+    return buckets.largest(of[program](config.data))
 
 
 def _head(

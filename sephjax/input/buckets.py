@@ -59,6 +59,17 @@ def training(data: Any) -> list[Canvas]:
     return [(crop, crop)]
 
 
+def evaluation(data: Any) -> list[Canvas]:
+    """The canvases of the evaluation split of `config.data`."""
+    view = data.eval
+    return canvases(view.short_sides, view.long_side, view.aspects, data.size_multiple)
+
+
+def largest(choices: Sequence[Canvas]) -> Canvas:
+    """The canvas of the most pixels; of two the landscape."""
+    return max(choices, key=lambda canvas: (canvas[0] * canvas[1], canvas[1]))
+
+
 def assign(
     sizes: np.ndarray,
     choices: Sequence[Canvas],

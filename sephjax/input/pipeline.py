@@ -23,7 +23,7 @@ from sephjax.input.batches import (
     place_image,
     to_batch,
 )
-from sephjax.input.buckets import Canvas, assign, canvases, training
+from sephjax.input.buckets import Canvas, assign, training
 from sephjax.input.buckets import group as by_bucket
 from sephjax.input.example import Source
 from sephjax.input.schedule import Schedule
@@ -206,10 +206,7 @@ def _eval_frame(data: Any) -> tuple[Any, list[Canvas]]:
             f"data.eval.short_sides={tuple(data.eval.short_sides)} must hold exactly one "
             f"short side."
         )
-    choices = canvases(
-        data.eval.short_sides, data.eval.long_side, data.eval.aspects, data.size_multiple
-    )
-    return frame_of(data, data.eval, train=False, masks=False), choices
+    return frame_of(data, data.eval, train=False, masks=False), buckets.evaluation(data)
 
 
 def _require_pasteable(source: Source) -> None:
