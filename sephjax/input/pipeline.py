@@ -23,7 +23,7 @@ from sephjax.input.batches import (
     place_image,
     to_batch,
 )
-from sephjax.input.buckets import Canvas, assign, training
+from sephjax.input.buckets import Canvas, assign, evaluation, training
 from sephjax.input.buckets import group as by_bucket
 from sephjax.input.example import Source
 from sephjax.input.schedule import Schedule
@@ -206,7 +206,7 @@ def _eval_frame(data: Any) -> tuple[Any, list[Canvas]]:
             f"data.eval.short_sides={tuple(data.eval.short_sides)} must hold exactly one "
             f"short side."
         )
-    return frame_of(data, data.eval, train=False, masks=False), buckets.evaluation(data)
+    return frame_of(data, data.eval, train=False, masks=False), evaluation(data)
 
 
 def _require_pasteable(source: Source) -> None:
