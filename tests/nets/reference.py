@@ -1,5 +1,7 @@
 """Torch modules as the other side of a weight table, and canvases, for the tests of nets."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,12 @@ import numpy as np
 from sephjax.weights import table
 
 NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
+
+
+class Abstract(NamedTuple):
+    """Stands for a part of a model where values are loaded."""
+
+    abstract: tuple
 
 
 def torchvision_resnet_rules() -> list[table.Rule]:

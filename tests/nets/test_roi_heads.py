@@ -1,7 +1,5 @@
 """nets/roi/box_head.py and mask_head.py against torchvision's heads and their own definitions."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,16 +151,17 @@ def test_batch_norm_in_a_head_counts_valid_rois_only():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), updated, expected)
 
 
-def test_a_mask_of_one_class_is_that_channel_of_all_masks():
+def test_a_mask_of_one_class_is_what_its_column_of_the_predictor_says():
     model = masks(norm="evonorm_s0", deconv_norm="evonorm_s0")
     params, frozen = reference.draw(model)
     labels = jnp.asarray([4, 0, 3, 3, 1, 2], jnp.int32)
     own = model.apply(params, frozen, pooled(), labels)
-    every = model.apply(params, frozen, pooled(), method="all_classes")
     assert own.shape == (6, 6, 8)
-    assert every.shape == (6, 6, 8, 5)
-    expected = np.stack([every[i, :, :, label] for i, label in enumerate(np.asarray(labels))])
-    np.testing.assert_allclose(own, expected, atol=1e-5)
+    features = np.asarray(model.apply(params, frozen, pooled(), method="features"))
+    kernel, bias = (np.asarray(params["predictor"][name]) for name in ("kernel", "bias"))
+    for found, rows, label in zip(own, features, labels.tolist(), strict=True):
+        expected = rows @ kernel[0, 0, :, label] + bias[label]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_mask_of_background_is_finite():
@@ -189,12 +188,6 @@ def test_names_of_the_mask_head_do_not_change():
         "predictor/bias",
     }
     assert shapes["predictor/kernel"] == (1, 1, 64, 5)
-
-
-class Abstract(NamedTuple):
-    """Stands for a part of a model where values are loaded."""
-
-    abstract: tuple
 
 
 def dense(ours, theirs, transform):
@@ -225,7 +218,7 @@ def test_two_dense_layers_agree_with_torchvision():
         "kernel": jax.ShapeDtypeStruct((32, 24), jnp.float32),
         "bias": jax.ShapeDtypeStruct((24,), jnp.float32),
     }
-    loaded, _ = reference.from_torch(rules, Abstract((params, {})), peer)
+    loaded, _ = reference.from_torch(rules, reference.Abstract((params, {})), peer)
     for kind in ("kernel", "bias"):
         loaded["deltas"][kind] = loaded["deltas"][kind][..., 4:]
     out = model.apply(loaded, {}, pooled())
@@ -254,7 +247,8 @@ def test_convolutions_and_a_dense_layer_agree_with_torchvision_v2():
     model = boxes(box_head.FastRCNNConvFC, **options)
     heads = {name: model.abstract[0][name] for name in ("logits", "deltas")}
     rest = {name: model.abstract[0][name] for name in ("tower", "dense")}
-    params, frozen = reference.from_torch(rules, Abstract((rest, model.abstract[1])), peer)
+    part = reference.Abstract((rest, model.abstract[1]))
+    params, frozen = reference.from_torch(rules, part, peer)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), heads)
     # read the 32 features through the deltas: 5 boxes of 4 show the first 20
     zeros["deltas"]["kernel"] = jnp.eye(32, 20)
@@ -285,5 +279,6 @@ def test_mask_head_agrees_with_torchvision():
     with torch.no_grad():
         x = torch.from_numpy(np.array(pooled())).permute(0, 3, 1, 2)
         expected = peer["predictor"](peer["head"](x)).permute(0, 2, 3, 1)
-    every = model.apply(params, frozen, pooled(), method="all_classes")
-    np.testing.assert_allclose(every, expected, atol=1e-5)
+    for label in range(5):
+        masks_of = model.apply(params, frozen, pooled(), jnp.full((6,), label, jnp.int32))
+        np.testing.assert_allclose(masks_of, expected[..., label], atol=1e-5)

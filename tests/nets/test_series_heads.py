@@ -1,7 +1,5 @@
 """Heads of single rows of the series: against PyTorch, by hand, and in a narrow detector."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,12 +25,6 @@ CASES = {
     "shared_conv": {"roi.head": SHARED},
     "multi_scale": {"roi.head": SEPARATE_V2, "roi.pooler": MULTI_SCALE},
 }
-
-
-class Abstract(NamedTuple):
-    """Stands for a part of a model where values are loaded."""
-
-    abstract: tuple
 
 
 def nchw(x):
@@ -231,8 +223,9 @@ def test_the_stage_agrees_with_torchvisions_bottlenecks(train):
             table.Rule("block{b}/norm{c}/" + a, "{b}.bn{c}." + b),
             table.Rule("block{b}/shortcut_norm/" + a, "{b}.downsample.1." + b),
         ]
-    params, frozen = reference.from_torch(rules, Abstract((blocks, frozen)), peer)
-    params |= reference.draw(Abstract((heads, {})))[0]
+    part = reference.Abstract((blocks, frozen))
+    params, frozen = reference.from_torch(rules, part, peer)
+    params |= reference.draw(reference.Abstract((heads, {})))[0]
     x = pooled(6, 7, 7, 6)
     out, after = model.apply_and_update(params, frozen, jnp.asarray(x), train=train)
     with torch.no_grad():
@@ -241,7 +234,7 @@ def test_the_stage_agrees_with_torchvisions_bottlenecks(train):
     for name, found in (("logits", out.logits), ("deltas", out.deltas.reshape(6, -1))):
         expected = means @ np.array(params[name]["kernel"]) + np.array(params[name]["bias"])
         np.testing.assert_allclose(found, expected, atol=1e-4)
-    _, expected = reference.from_torch(rules, Abstract((blocks, frozen)), peer)
+    _, expected = reference.from_torch(rules, part, peer)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, expected)
     assert (out.features is not None) == train
     if train:

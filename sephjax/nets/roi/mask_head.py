@@ -10,7 +10,7 @@ from sephjax.nets import layers, norms
 class MaskHead(nnx.Module):
     """3x3 convolutions, a 2x2 transposed convolution, a 1x1 predictor.
 
-    Training and testing look at the mask of one class only, so calling the head computes that one:
+    Training and testing look at the mask of one class only, so the head computes that one:
     each ROI's column of the predictor is gathered, 1/k of the work and memory of all classes.
     """
 
@@ -93,14 +93,3 @@ class MaskHead(nnx.Module):
         columns = jnp.take(kernel, labels, axis=1).T.astype(x.dtype)
         masks = jnp.einsum("nhwc,nc->nhw", x, columns, preferred_element_type=jnp.float32)
         return masks + jnp.take(self.predictor.bias[...], labels)[:, None, None]
-
-    def all_classes(
-        self,
-        pooled: Float[Array, "n h w c"],
-        valid: Bool[Array, "n"] | None = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "n _oh _ow _k"]:
-        """Float32 mask logits of every class."""
-        x = self.features(pooled, valid, train=train)
-        return self.predictor(x).astype(jnp.float32)
