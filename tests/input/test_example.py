@@ -33,6 +33,7 @@ def test_a_jpeg_decodes_as_pillow_decodes_it(progressive):
 @pytest.mark.data
 def test_coco_jpegs_decode_as_pillow_decodes_them(shared_data):
     paths = sorted((shared_data / "coco_tiny" / "train").glob("*.jpg"))[:20]
+    assert paths
     for path in paths:
         ours = decode_image(path.read_bytes(), path.name).astype(int)
         theirs = np.asarray(Image.open(path).convert("RGB")).astype(int)
