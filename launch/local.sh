@@ -17,6 +17,7 @@
 #     --config.train.batch=24 --config.optimizer.lr=0.0533333 --config.train.steps=45000 \
 #     --config.schedule.warmup_steps=375 --config.eval.reference_metric=True
 set -euo pipefail
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || { echo 'this needs bash 5.1' >&2; exit 2; }
 processes=${PROCESSES:-2}
 export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=${DEVICES:-4}"
 free='import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'

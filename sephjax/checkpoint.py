@@ -38,19 +38,28 @@ class Checkpoints:
     Args:
         directory: made when it is first written to.
         keep: how many to keep; None keeps all.
+        read_only: nothing in the directory is touched, where else what an earlier process did not
+            finish saving is removed: a run may be saving there now.
     """
 
-    def __init__(self, directory: str | pathlib.Path, keep: int | None = None):
+    def __init__(
+        self, directory: str | pathlib.Path, keep: int | None = None, *, read_only: bool = False
+    ):
         self.directory = epath.Path(directory).absolute()
-        self._keep = keep
+        self._keep, self._read_only = keep, read_only
         self._opened: ocp.CheckpointManager | None = None
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
         if self._opened is None:
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
-            )
+            if self._read_only:
+                options = ocp.CheckpointManagerOptions(
+                    read_only=True, create=False, save_interval_steps=0
+                )
+            else:
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
+                )
             self._opened = ocp.CheckpointManager(self.directory, options=options)
         return self._opened
 
@@ -94,14 +103,21 @@ class Checkpoints:
         self._save(step, _weight_items(_named(Weights(params, frozen))), wait=True)
 
     def _save(self, step: int, items: dict[str, Any], *, wait: bool) -> None:
-        if step in self._manager.all_steps():
-            if step in self.steps():
-                raise UserError(
-                    f"{self.directory} already holds a checkpoint of step {step};"
-                    " choose another workdir or remove it."
-                )
-            self.set_aside(step)
-        self._manager.save(step, args=ocp_args.Composite(**items))
+        finished = self.steps()
+        if step in finished:
+            raise UserError(
+                f"{self.directory} already holds a checkpoint of step {step};"
+                " choose another workdir or remove it."
+            )
+        # Orbax saves nothing at or below the step of any folder, be it half a checkpoint.
+        for other in self._manager.all_steps():
+            if other >= step and other not in finished:
+                self.set_aside(other)
+        if not self._manager.save(step, args=ocp_args.Composite(**items)):
+            raise RunError(
+                f"step {step} was not saved: {self.directory} holds a newer one"
+                f" ({self.latest()}); remove it or choose another workdir."
+            )
         if wait:
             self.wait()
 
@@ -255,7 +271,9 @@ class Checkpoints:
     def set_aside(self, step: int) -> None:
         """Renames a damaged checkpoint to `<step>.damaged`, out of the way of the next save."""
         if jax.process_index() == 0:
-            (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+            names = [f"{step}.damaged", *(f"{step}.damaged{number}" for number in range(2, 1000))]
+            free = next(name for name in names if not (self.directory / name).exists())
+            (self.directory / str(step)).rename(self.directory / free)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
         self._manager.reload()

@@ -1,6 +1,8 @@
 """Several processes as one run, with `jax.distributed`: from flags, or from what a cluster sets."""
 
 import os
+import signal
+import threading
 from collections.abc import Mapping
 
 import jax
@@ -112,3 +114,6 @@ def _initialize(options: dict[str, str | int]) -> None:
             f"the processes of this run did not find each other: {first}; check --coordinator, or "
             "start one process only."
         ) from error
+    # JAX now catches SIGTERM and only logs it; until the loop asks for it, it ends the process.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+import traceback
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -13,6 +15,8 @@ from sephjax.errors import RunError, UserError
 MODES = (
     "train", "eval", "predict", "convert", "export", "describe", "prepare", "parity", "compile"
 )  # fmt: skip
+TOGETHER = ("train", "eval")  # by several processes
+GRACE = 3.0  # seconds
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :row for a row of it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -66,7 +70,28 @@ def _parse(argv: list[str]) -> list[str]:
 def _leave(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
     print(f"sephjax: {message}", file=sys.stderr)
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends this process; of several that failed it does not wait for the others.
+
+    At a usual exit JAX waits for them, who wait for this one in a computation: 5 minutes later all
+    are aborted, with another code. The first process, which the others notice at once, gives those
+    that fail alike the time to do so by themselves.
+    """
+    if _several():
+        sys.stderr.flush()
+        if sys.modules["jax"].process_index() == 0:
+            time.sleep(GRACE)
+        os._exit(code)
     sys.exit(code)
+
+
+def _several() -> bool:
+    """Has this process met the others of its run?"""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _need(value: str | None, flag: str) -> str:
@@ -75,8 +100,7 @@ def _need(value: str | None, flag: str) -> str:
     return value
 
 
-def _dispatch() -> int:
-    # Modes are imported when they run: a usage error must not wait for JAX.
+def _check_mode() -> None:
     if MODE.value not in MODES:
         raise UserError(
             f"--mode={MODE.value} is unknown; did you mean {command.nearest(MODE.value, MODES)}? "
@@ -86,6 +110,15 @@ def _dispatch() -> int:
         raise UserError(
             "--config is missing; name a file such as configs/demo.py or configs/sephv14.py."
         )
+    if COORDINATOR.value and MODE.value not in TOGETHER:
+        raise UserError(
+            f"--mode={MODE.value} is the work of one process; start it once, without --coordinator."
+        )
+
+
+def _dispatch() -> int:
+    # Modes are imported when they run: a usage error must not wait for JAX.
+    _check_mode()
     workdir = images = output = source = ""
     if MODE.value not in ("describe", "prepare", "parity", "compile"):
         workdir = _need(WORKDIR.value, "workdir")
@@ -96,7 +129,7 @@ def _dispatch() -> int:
         images, output = _need(IMAGES.value, "images"), _need(OUTPUT.value, "output")
     if MODE.value == "export":
         output = _need(OUTPUT.value, "output")
-    if MODE.value in ("train", "eval"):
+    if MODE.value in TOGETHER:
         from sephjax import cluster
 
         cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
@@ -133,6 +166,11 @@ def main(argv: list[str]) -> None:
         _leave(str(error), 2)
     except RunError as error:
         _leave(str(error), 1)
+    except Exception:
+        if not _several():
+            raise
+        traceback.print_exc()
+        _exit(1)
     else:
         sys.exit(code)
 

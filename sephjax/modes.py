@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from sephjax import build, check, initial, learner, restore
@@ -15,7 +16,7 @@ from sephjax.evaluation import evaluator, gallery
 from sephjax.input import buckets, pipeline, sources, transforms
 from sephjax.input.example import Source
 from sephjax.nets.functional import Functional
-from sephjax.train import loop, programs, sharding, step
+from sephjax.train import agreement, loop, programs, sharding, step
 from sephjax.train import workdir as claims
 from sephjax.train.setup import Setup
 from sephjax.types import Batch, Detections, Params, TrainState
@@ -83,6 +84,11 @@ def _open(config: ConfigDict, *, train: bool) -> Source:
     source = sources.open_source(config.data, train=train)
     if config.mask.enabled:
         sources.require_masks(source)
+    if not agreement.alike(np.concatenate([source.ids, source.sizes.ravel()]).tobytes()):
+        raise UserError(
+            f"the processes found different images for data.{'train' if train else 'eval'}; give "
+            "every machine the same data."
+        )
     split = "train" if train else "eval"
     notes = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in source.notes.items())
     found = f"{len(source)} images, {len(source.categories)} classes"
@@ -185,7 +191,9 @@ def predict(config: ConfigDict, workdir: str, at: int | None, images: str, outpu
     categories = claims.load_categories(folder)
     model = build.model(config, len(categories))
     params, frozen = restore.weights(config, model, folder, step)
-    predict_step = predictor(config, model, sharding.make_mesh())
+    mesh = sharding.make_mesh()
+    sharding.check_batch(config.eval.batch, mesh, "eval.batch")
+    predict_step = predictor(config, model, mesh)
     done = predicting.predict_files(
         paths,
         functools.partial(predict_step, params, frozen),

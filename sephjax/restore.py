@@ -17,7 +17,7 @@ def step_of(workdir: pathlib.Path, at: int | None) -> int:
     Raises:
         UserError: there is none, or not that one.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     found = checkpoints.latest() if at is None else at
     if found is None:
         raise UserError(
@@ -38,7 +38,7 @@ def weights(
     Raises:
         UserError: it is of another model, or was trained without averages.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     mesh = sharding.make_mesh()
     params, frozen = model.abstract
     try:

@@ -19,6 +19,7 @@ from sephjax.train import sharding
 def main() -> None:
     port, process, late, seconds = (int(word) for word in sys.argv[1:])
     cluster.start(f"localhost:{port}", 2, process)
+    print("met", flush=True)
     mesh = sharding.make_mesh()
     if process == late:
         time.sleep(seconds)

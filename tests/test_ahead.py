@@ -38,7 +38,7 @@ def test_a_peak_is_arguments_results_and_temporaries():
     assert account.memory(compiled) == account.Memory(100, 10, 7, 117)
 
 
-@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:0x4", "h100:eight", "v5e:2x4x"])
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:0x4", "h100:eight", "v5e:2x4x", "h100:2x8"])
 def test_a_topology_that_is_none_is_refused(name):
     with pytest.raises(UserError, match=f"--topology={name} is none"):
         chips.topology(name)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from sephjax.checkpoint import Checkpoints, DamagedError
-from sephjax.errors import UserError
+from sephjax.errors import RunError, UserError
 from sephjax.train import sharding
 from sephjax.types import TrainState, Weights
 
@@ -106,6 +106,39 @@ def test_an_unfinished_checkpoint_is_ignored(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=5)
     assert checkpoints.latest(whole=True) == 1
     assert int(checkpoints.restore(1, abstract())[0].step) == 1
+    checkpoints.close()
+
+
+def test_a_reader_leaves_what_a_run_is_saving(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    checkpoints.save(1, make_state(1), {}, wait=True)
+    checkpoints.close()
+    under_way = tmp_path / "2.orbax-checkpoint-tmp"
+    under_way.mkdir()
+    reader, want = Checkpoints(tmp_path, read_only=True), abstract()
+    reader.restore_weights(1, want.params, want.frozen)
+    reader.read_weights(1)
+    reader.close()
+    assert under_way.is_dir()
+
+
+def test_half_a_newer_checkpoint_does_not_keep_a_run_from_saving(tmp_path):
+    """Orbax saves nothing, and says nothing, at a step that is not above all folders'."""
+    for _ in range(2):
+        (tmp_path / "9" / "params").mkdir(parents=True)
+        checkpoints = Checkpoints(tmp_path, keep=5)
+        step = 1 + (checkpoints.latest() or 0)
+        checkpoints.save(step, make_state(step), {}, wait=True)
+        assert checkpoints.latest(whole=True) == step
+        checkpoints.close()
+    assert {p.name for p in tmp_path.iterdir()} >= {"1", "2", "9.damaged", "9.damaged2"}
+
+
+def test_a_step_below_a_finished_one_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    checkpoints.save(3, make_state(3), {}, wait=True)
+    with pytest.raises(RunError, match=r"step 2 was not saved: .* holds a newer one \(3\)"):
+        checkpoints.save(2, make_state(2), {}, wait=True)
     checkpoints.close()
 
 

@@ -125,16 +125,16 @@ def test_a_run_goes_on_elsewhere_and_stays_the_same(
         assert many["score"] == pytest.approx(one["score"], abs=1e-6)
 
 
-@pytest.mark.multi
-def test_processes_wait_for_one_that_is_late():
-    """Gloo, which CPUs use, gives up after 30 s if the first computation of a kind is awaited."""
+@contextlib.contextmanager
+def pair(words):
+    """Two processes of four devices each; `words(port, process)` are of their commands."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.late", port, process, "1", "33"],
+            [sys.executable, "-m", *words(port, process)],
             cwd=ROOT,
             env=os.environ | flags,
             stdout=subprocess.PIPE,
@@ -143,10 +143,45 @@ def test_processes_wait_for_one_that_is_late():
         )
         for process in "01"
     ]
-    for process in started:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err[-1500:]
-        assert out.splitlines()[-2:] == ["28", "[0, 1]"]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.multi
+def test_processes_wait_for_one_that_is_late():
+    """Gloo, which CPUs use, gives up after 30 s if the first computation of a kind is awaited."""
+    with pair(lambda port, process: ["tests.late", port, process, "1", "33"]) as started:
+        for process in started:
+            out, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err[-1500:]
+            assert out.splitlines()[-2:] == ["28", "[0, 1]"]
+
+
+@pytest.mark.multi
+def test_a_signal_before_training_ends_a_process():
+    """JAX catches SIGTERM when processes meet and only logs it."""
+    with pair(lambda port, process: ["tests.late", port, process, "1", "300"]) as (_, late):
+        assert "met\n" in iter(late.stdout.readline, "")  # Gloo prints there too
+        late.terminate()
+        assert late.wait(timeout=20) == -signal.SIGTERM
+
+
+@pytest.mark.multi
+def test_a_process_that_fails_alone_ends_with_its_own_code(tmp_path):
+    """At a usual exit JAX waits 5 minutes for the others and has all aborted."""
+    words = lambda port, process: [
+        "sephjax.main", "--config=configs/demo.py", f"--workdir={tmp_path}",
+        f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={process}",
+        f"--config.eval.batch={8 + int(process)}",
+    ]  # fmt: skip
+    with pair(words) as (_, wrong):
+        _, err = wrong.communicate(timeout=120)
+        assert (wrong.returncode, err.count("sephjax: ")) == (2, 1), err[-1500:]
+        assert "eval.batch" in err
 
 
 @pytest.mark.parametrize(

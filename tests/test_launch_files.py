@@ -207,15 +207,23 @@ def test_slurm_starts_one_task_a_gpu():
         ((), {"config.json": '{"train": {"steps": 4}}'}, STOPPED),
         ((), {"config.json": '{"train": {"steps": 4}}', "eval/2/metrics.json": ""}, STOPPED),
         ((), {"config.json": '{"train": {"steps": 4}}', "eval/4/metrics.json": ""}, 0),
+        ((), {"config.json": '{"train": {"steps": 4}}', "eval/12/metrics.json": ""}, 0),
         (("--mode=eval",), {}, 0),
+        (("--mode", "eval"), {}, 0),
     ],
 )
 def test_a_stopped_run_is_not_finished(tmp_path, flags, files, code):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    done = subprocess.run([LAUNCH / "finished.sh", f"--workdir={tmp_path}", *flags])
-    assert done.returncode == code
+    ways = [f"--workdir={tmp_path}"], ["--workdir", str(tmp_path)], [f"-workdir={tmp_path}"]
+    for words in ways:
+        done = subprocess.run([LAUNCH / "finished.sh", *words, *flags])
+        assert done.returncode == code
+
+
+def test_without_a_workdir_no_run_is_taken_for_a_stopped_one():
+    assert subprocess.run([LAUNCH / "finished.sh", "--config=x"]).returncode == 2
 
 
 FAKES = {

@@ -43,6 +43,7 @@ def test_a_misspelt_key_is_answered_with_the_nearest(word, wrong, near):
         ([DEMO], "--mode=train needs --workdir"),
         ([DEMO, "--workdir=w", "--mode=predict"], "--mode=predict needs --images"),
         ([DEMO, "--workdir=w", "--mode=predict", "--images=x"], "needs --output"),
+        ([DEMO, "--workdir=w", "--mode=predict", "--coordinator=auto"], "the work of one process"),
         ([DEMO, "--workdir=w", "--mode=export"], "--mode=export needs --output"),
         ([DEMO, "--mode=parity", "--images=x"], "--mode=parity needs --source"),
         ([DEMO, "--mode=parity", "--source=x"], "--mode=parity needs --images"),

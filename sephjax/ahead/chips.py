@@ -52,6 +52,10 @@ def topology(name: str) -> Topology:
             " such as v5e:2x4 or h100:8."
         )
     chip = CHIPS[kind]
+    if chip.platform == "cuda" and "x" in sides:
+        raise UserError(
+            f"--topology={name} is none: of GPUs give the number in one node, such as h100:8."
+        )
     count = math.prod(int(side) for side in sides.split("x"))
     try:
         devices = _tpu(name) if chip.platform == "tpu" else _cuda(kind, count)

@@ -58,7 +58,7 @@ def compile_for(config: ConfigDict, asked: Asked) -> int:
     model = build.model(config, describe.CLASSES)
     canvas = _canvas(config, asked.program)
     told = _head(config, model, topology, asked.program, canvas)
-    for images in sorted(asked.batches):
+    for images in sorted(set(asked.batches)):
         row = _compile(config, model, topology, asked.program, canvas, images)
         told["batches"].append(row)
         print(json.dumps(row), flush=True)

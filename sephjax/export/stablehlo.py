@@ -48,7 +48,8 @@ def serialize(
     ids = np.asarray(category_ids, np.int32)
 
     def detect(image: jax.Array, size: jax.Array) -> dict[str, jax.Array]:
-        found = predict_step(*jax.tree.map(jnp.asarray, weights), _batch(image, size))
+        params, frozen = jax.tree.map(jnp.asarray, weights)
+        found = predict_step(params, frozen, _batch(image, size))
         told = {
             "boxes": found.boxes,
             "scores": found.scores,

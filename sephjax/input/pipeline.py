@@ -4,6 +4,7 @@ The same batches come out whatever the number of threads, workers, hosts and dev
 function of its number alone, and Grain only decides who computes it and when.
 """
 
+import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -240,8 +241,14 @@ def _read_ahead(
     )
     if data.workers:
         per_worker = -(-ahead // int(data.workers))
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(int(data.workers), per_worker))
+        options = grain.MultiprocessingOptions(int(data.workers), per_worker)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_interrupts)
     return iter(dataset)
+
+
+def _leave_interrupts(_worker: int, _workers: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the run's own saves, and still needs its data."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _close(iterators: list[Any]) -> None:

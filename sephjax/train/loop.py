@@ -16,7 +16,7 @@ import numpy as np
 from sephjax.checkpoint import Checkpoints, DamagedError
 from sephjax.errors import RunError
 from sephjax.observe import Observer, Window
-from sephjax.train import feed, sharding, signals, workdir
+from sephjax.train import agreement, feed, sharding, signals, workdir
 from sephjax.train.programs import Programs
 from sephjax.train.setup import Scalars, Setup
 from sephjax.types import TrainState
@@ -101,7 +101,7 @@ class _Run:
     def _begin(self) -> TrainState:
         """The state and the place in the data to go on from."""
         abstract = sharding.abstract_on(self.setup.mesh, self.setup.abstract)
-        while (step := self.checkpoints.latest(whole=True)) is not None:
+        while (step := workdir.latest(self.checkpoints)) is not None:
             try:
                 state, place = self.checkpoints.restore(step, abstract)
             except DamagedError as error:
@@ -185,7 +185,7 @@ class _Run:
         if jax.process_count() == 1:
             return self.stop.requested
         with jax.transfer_guard("allow"):
-            return workdir.any_process(self.stop.requested) if logging else False
+            return agreement.any_process(self.stop.requested) if logging else False
 
     def _saving(self) -> bool:
         # An evaluation comes after a checkpoint, so that it can be interrupted and had again.

@@ -6,12 +6,12 @@ import pathlib
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from sephjax import checkpoint, observe
 from sephjax.errors import UserError
 from sephjax.input.example import Categories
+from sephjax.train.agreement import agreed
 
 # Keys that may differ when a run goes on: they change how long, how fast and what is looked at, not
 # what a step computes. (With the cosine schedule train.steps does, and train.accumulate where batch
@@ -146,15 +146,15 @@ def load_categories(workdir: pathlib.Path) -> Categories:
 def write_json(file: pathlib.Path, value: Any) -> None:
     """Writes `value` in one go, on process 0 only, making the folders above it."""
     if jax.process_index() == 0:
+        draft = file.with_name(f".{file.name}.{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(value, indent=2) + "\n")
+            draft.replace(file)
         except OSError as error:
             raise UserError(
-                f"{file.parent} cannot be made ({error.strerror}); choose another workdir."
+                f"{file} cannot be written ({error.strerror}); choose another workdir."
             ) from error
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        draft.write_text(json.dumps(value, indent=2) + "\n")
-        draft.replace(file)
 
 
 def write_manifest(workdir: pathlib.Path, config: ConfigDict, step: int) -> None:
@@ -189,26 +189,19 @@ def _step_of(line: str) -> float:
 
 def evaluated(workdir: pathlib.Path, step: int) -> bool:
     """Has the evaluation of `step` left its numbers? All processes get the answer of process 0."""
-    return agreed((workdir / "eval" / str(step) / "metrics.json").exists())
+    return bool(agreed((workdir / "eval" / str(step) / "metrics.json").exists()))
+
+
+def latest(checkpoints: checkpoint.Checkpoints) -> int | None:
+    """The newest step to go on from, or None; all processes get the answer of process 0."""
+    step = checkpoints.latest(whole=True)
+    found = agreed(-1 if step is None else step)
+    return None if found < 0 else found
 
 
 def finished(workdir: pathlib.Path, config: ConfigDict) -> int | None:
     """The last step, if all steps are done, saved and evaluated; else None. Reads no array."""
-    step = checkpoints_of(workdir, config).latest(whole=True)
+    step = latest(checkpoints_of(workdir, config))
     values: Any = config.train
     done = step is not None and step >= values.steps and evaluated(workdir, step)
     return step if done else None
-
-
-def agreed(flag: bool) -> bool:  # noqa: FBT001 - it is the value
-    """What process 0 says."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.broadcast_one_to_all(jax.numpy.asarray(flag)))
-
-
-def any_process(flag: bool) -> bool:  # noqa: FBT001 - it is the value
-    """Does any process say so? Every process must ask at the same step."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag)).any())

@@ -19,7 +19,7 @@ def read(path: str) -> Contents:
     place = pathlib.Path(path)
     step = int(place.name) if place.parent.name == "checkpoints" and place.name.isdigit() else None
     workdir = place if step is None else place.parent.parent
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     found = checkpoints.latest() if step is None else step
     if found is None:
         raise UserError(f"{path} holds no finished checkpoint; give the workdir of a run.")
