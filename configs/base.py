@@ -318,7 +318,7 @@ def optimizer() -> ConfigDict:
             "momentum": 0.9,
             "weight_decay": 1e-4,
             "decay": (r".*",),  # names (regex, anywhere in `a/b/c`) that decay
-            "no_decay": (r"norm\d?/",),  # ... but these
+            "no_decay": (r"norm\d?(_\w+)?/",),  # ... but these
             "freeze": (r"^backbone/(stem|stage1)/",),  # names that stay as they were loaded
             "clip": 0.0,  # global gradient norm; 0: none
         }

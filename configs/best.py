@@ -67,6 +67,7 @@ ROWS = {
         "do ROIs from p2..p6, each a level finer, with p6 from c5, help?",
         {
             "fpn.extra": "conv_c5",
+            "data.size_multiple": 64,  # so that a p6 cell lies alike on every canvas
             "roi.levels": ("p2", "p3", "p4", "p5", "p6"),
             "roi.canonical.level": 3,
         },

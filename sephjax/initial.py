@@ -27,6 +27,11 @@ def weights(
         UserError: the file of `init.path` does not do.
     """
     if config.init.format == "none":
+        if config.optimizer.freeze and jax.process_index() == 0:
+            print(
+                "init.format is none: the backbone starts from random weights, and what"
+                " optimizer.freeze names stays so."
+            )
         return jax.jit(model.init)(key)
     if not config.init.path:
         raise UserError("init.path is empty; set it to the weights file, or init.format to 'none'.")

@@ -49,7 +49,7 @@ def _read(x: torch.Tensor, shape: Sequence[int], steps: Sequence[float]) -> torc
 
 
 class NonLocal(nn.Module):
-    """Self-attention whose scores are divided by the root of the values' width."""
+    """Self-attention over a map."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -68,11 +68,7 @@ class NonLocal(nn.Module):
         for i, (height, width) in enumerate(extents or [(x.shape[2], x.shape[3])] * len(x)):
             inside[i, :height, :width] = True
         found = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=inside.flatten(1)[:, None],
-            scale=value.shape[2] ** -0.5,
+            query, key, value, attn_mask=inside.flatten(1)[:, None]
         )
         found = self.project(found.transpose(1, 2).unflatten(2, x.shape[2:])) + x
         return x + self.gain * F.relu(self.norm(found, extents))

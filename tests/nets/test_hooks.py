@@ -104,7 +104,6 @@ def test_attention_agrees_with_pytorch():
     theirs = torch.nn.functional.scaled_dot_product_attention(
         *map(torch.from_numpy, (query, key, value)),
         attn_mask=torch.from_numpy(valid)[:, None],
-        scale=16**-0.5,  # of the values' width, not of the keys' 4
     )
     np.testing.assert_allclose(found, theirs, atol=1e-6)
 

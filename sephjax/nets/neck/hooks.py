@@ -86,11 +86,11 @@ def attend(
 ) -> Float[Array, "b n v"]:
     """Dot-product attention of one head over the valid positions, softmax in float32.
 
-    The scale is the root of the width of the *values*, as the series has it (EXPERIMENTS 8.3), not
-    of the keys. Without a valid position all count alike.
+    The scale is the root of the keys' width. (The series took that of its values, twice as large:
+    an oversight that is not kept, EXPERIMENTS 8.3.) Without a valid position all count alike.
     """
     scores = jnp.einsum("bnq,bmq->bnm", query, key, preferred_element_type=jnp.float32)
-    scores = scores / math.sqrt(value.shape[-1])
+    scores = scores / math.sqrt(key.shape[-1])
     if valid is not None:
         scores = jnp.where(valid[:, None, :], scores, jnp.finfo(jnp.float32).min)
     return jnp.einsum("bnm,bmv->bnv", jax.nn.softmax(scores).astype(value.dtype), value)
