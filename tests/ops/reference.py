@@ -1,14 +1,15 @@
-"""Greedy suppression as a loop in NumPy, for the tests of what is built on it."""
+"""IoU in NumPy and greedy suppression as a loop, for the tests of what is built on them."""
 
 import numpy as np
 
 
 def iou(a, b):
-    """IoU of two boxes; 0 where there is no area."""
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    shared = max(sides[0], 0) * max(sides[1], 0)
-    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared
-    return shared / union if union > 0 else 0.0
+    """IoU of boxes [..., 4], one with one or by NumPy's broadcasting; 0 where there is no area."""
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = np.prod(sides.clip(min=0), axis=-1)
+    area = lambda x: np.prod(x[..., 2:] - x[..., :2], axis=-1)
+    union = area(a) + area(b) - shared
+    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
 
 
 def greedy_nms(boxes, scores, threshold, classes=None, *, inclusive=False):

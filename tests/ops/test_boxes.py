@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sephjax.ops import boxes as box_ops
+from tests.ops.reference import iou
 
 N = 6
 
@@ -25,13 +26,6 @@ def random_boxes(seed, count, scale=100.0):
     return np.concatenate([corner, corner + side], axis=1).astype(np.float32)
 
 
-def brute_iou(a, b):
-    width = max(min(a[2], b[2]) - max(a[0], b[0]), 0.0)
-    height = max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / union if union > 0 else 0.0
-
-
 def test_area_of_a_unit_and_of_an_inverted_box():
     boxes = jnp.array([[0.0, 0, 1, 1], [2.0, 3, 5, 10], [4.0, 4, 3, 3]])
     np.testing.assert_allclose(box_ops.area(boxes), [1.0, 21.0, 0.0])
@@ -39,7 +33,7 @@ def test_area_of_a_unit_and_of_an_inverted_box():
 
 def test_pairwise_iou_agrees_with_a_loop():
     a, b = random_boxes(0, 7), random_boxes(1, 5)
-    expected = [[brute_iou(x, y) for y in b.astype(np.float64)] for x in a.astype(np.float64)]
+    expected = [[iou(x, y) for y in b.astype(np.float64)] for x in a.astype(np.float64)]
     np.testing.assert_allclose(
         box_ops.pairwise_iou(jnp.asarray(a), jnp.asarray(b)), expected, atol=1e-6
     )
@@ -121,11 +115,13 @@ def test_diou_and_ciou_of_worked_pairs():
 
 
 def test_giou_pulls_a_distant_box_nearer():
-    target = jnp.array([[50.0, 50.0, 60.0, 60.0]])
-    gradient = jax.grad(lambda box: box_ops.giou(box, target).sum())(
-        jnp.array([[0.0, 0.0, 4.0, 4.0]])
-    )
-    assert (np.asarray(gradient) > 0).any()
+    box, target = jnp.array([[0.0, 0.0, 4.0, 4.0]]), jnp.array([[50.0, 50.0, 60.0, 60.0]])
+    gradient = jax.grad(lambda box: box_ops.giou(box, target).sum())(box)
+    # GIoU = union / hull - 1, union 116, hull 3600. A pixel of the near corner adds 4 to the union;
+    # one of the far corner takes 4 from it and 60 from the hull.
+    near, far = 4 / 3600, (60 * 116 / 3600 - 4) / 3600
+    np.testing.assert_allclose(gradient, [[far, far, near, near]], rtol=1e-5)
+    assert jnp.sum(gradient) > 0  # the whole box moves nearer
 
 
 def test_encode_of_a_worked_box():
