@@ -8,7 +8,7 @@ import pytest
 from sephjax import build
 from sephjax.nets.functional import flat_paths
 from tests import narrow
-from tests.export.parity import iou
+from tests.ops.reference import iou
 
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 RULE = {"nms": 0.7, "pre": 60, "post": 30, "shrink": 2}
@@ -77,7 +77,7 @@ def test_retinanets_test_proposals_are_its_own_best_detections():
         boxes, scores = boxes[valid], scores[valid]
         assert np.all(scores > 0)  # a probability over a half
         assert np.all(np.diff(scores) <= 0)  # ranked over the levels
-        overlap = iou(boxes, boxes)
+        overlap = iou(boxes[:, None], boxes[None])
         assert np.max(overlap[~np.eye(len(boxes), dtype=bool)]) < 0.5
         assert np.all(boxes >= 0)
         assert np.all(boxes <= [width, height, width, height])

@@ -15,12 +15,15 @@ import pytest
 from sephjax import build
 from sephjax.evaluation import paste
 from sephjax.train import step
+from tests.export.parity import paired
 from tests.parity import pictures, sides
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.data]
 
 PROPOSALS = 200  # an image; torchvision's 1,000 are only more of the same
+# Pixels: of a box that the border cuts down so far, 1e-4 of an anchor is more than 0.001 IoU.
+SLIVER = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,33 +80,11 @@ def keep_scores(method, kept):
     return run
 
 
-def iou(a, b):
-    """Of boxes [n, 4] and [m, 4]."""
-    corner = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    overlap = np.clip(corner[1] - corner[0], 0, None).prod(-1)
-    area = lambda boxes: (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    return overlap / (area(a)[:, None] + area(b)[None] - overlap)
-
-
-def partners(ours, theirs, labels=None):
-    """For each of their boxes the one of ours it is: one to one, IoU at least 0.999.
-
-    Of a box that the border cuts down to a sliver, where 1e-4 of an anchor is more than that, all
-    corners are within 1e-3 pixels.
-    """
-    assert len(ours) == len(theirs) > 0
-    overlap = iou(np.float64(theirs), np.float64(ours))
-    if labels is not None:
-        overlap *= labels[1][:, None] == labels[0][None]
-    mine = overlap.argmax(axis=1)
-    assert sorted(mine) == list(range(len(ours)))
-    sliver = np.abs(theirs - ours[mine]).max(axis=1) < 1e-3
-    assert ((overlap[np.arange(len(mine)), mine] >= 0.999) | sliver).all()
-    return mine
-
-
-def labels_of(found, i, theirs):
-    return found.labels[i][found.valid[i]] + 1, theirs["labels"]
+def partners(found, i, theirs):
+    """For each of their detections the one of ours it is."""
+    kept = found.valid[i]
+    labels = theirs["labels"], found.labels[i][kept] + 1
+    return paired(theirs["boxes"], found.boxes[i][kept], *labels, sliver=SLIVER)
 
 
 def below(limit, what, *differences):
@@ -138,11 +119,11 @@ def test_proposals_one_to_one(both):
     for i in range(len(both.batch.size)):
         kept = proposals.valid[i]
         assert kept.sum() == PROPOSALS
-        mine = partners(proposals.boxes[i][kept], boxes[i].numpy())
+        mine = paired(boxes[i].numpy(), proposals.boxes[i][kept], sliver=SLIVER)
         apart.append(np.abs(proposals.boxes[i][kept][mine] - boxes[i].numpy()))
         probability = 1 / (1 + np.exp(-proposals.scores[i][kept][mine]))
         scored.append(np.abs(probability - scores[i].numpy()))
-    below(0.1, "proposals, pixels", *apart)  # `partners` has the bound: IoU 0.999
+    below(0.1, "proposals, pixels", *apart)  # `paired` has the bound: IoU 0.999
     below(1e-4, "proposals, score", *scored)
 
 
@@ -151,7 +132,7 @@ def test_detections_one_to_one(both):
     apart, scored, masked, counts = [], [], [], []
     for i, theirs in enumerate(raw):
         kept = found.valid[i]
-        mine = partners(found.boxes[i][kept], theirs["boxes"], labels_of(found, i, theirs))
+        mine = partners(found, i, theirs)
         apart.append(np.abs(found.boxes[i][kept][mine] - theirs["boxes"]))
         scored.append(np.abs(found.scores[i][kept][mine] - theirs["scores"]))
         if "masks" in theirs:
@@ -159,7 +140,7 @@ def test_detections_one_to_one(both):
         counts.append(len(mine))
     assert min(counts) >= 5, counts
     print(f"\n{sum(counts)} detections")
-    below(0.1, "detections, pixels", *apart)  # `partners` has the bound: IoU 0.999
+    below(0.1, "detections, pixels", *apart)  # `paired` has the bound: IoU 0.999
     below(1e-4, "detections, score", *scored)
     if masked:
         below(1e-3, "mask probabilities", *masked)
@@ -178,7 +159,7 @@ def test_pasted_masks(both):
     for i, theirs in enumerate(raw):
         kept, size = found.valid[i], tuple(both.batch.original[i].tolist())
         scale = np.float32(np.tile(np.array(size)[::-1] / both.batch.size[i][::-1], 2))
-        mine = partners(found.boxes[i][kept], theirs["boxes"], labels_of(found, i, theirs))
+        mine = partners(found, i, theirs)
         boxes, their_boxes = found.boxes[i][kept][mine] * scale, theirs["boxes"] * scale
         masks, their_masks = found.masks[i][kept][mine], theirs["masks"][:, 0]
         ours = paste_ours(masks, boxes, size)
