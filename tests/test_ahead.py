@@ -91,3 +91,9 @@ def test_of_a_gpu_no_largest_batch_is_guessed():
 )
 def test_a_wrong_command_is_one_sentence(words, said):
     assert said in refused("--config=configs/demo.py", "--mode=compile", *words)
+
+
+def test_a_batch_is_cut_into_whole_micro_batches():
+    run._check_parts(4, 8)
+    with pytest.raises(UserError, match="--chip_batches=6 cannot be cut into"):
+        run._check_parts(4, 6)

@@ -55,6 +55,7 @@ def compile_for(config: ConfigDict, asked: Asked) -> int:
     if asked.program == "train":
         for images in asked.batches:
             _check_groups(config.rpn.sample_group, images, len(topology.devices))
+            _check_parts(config.train.accumulate, images)
     model = build.model(config, describe.CLASSES)
     canvas = _canvas(config, asked.program)
     told = _head(config, model, topology, asked.program, canvas)
@@ -77,6 +78,14 @@ def _check_groups(group: int, images: int, count: int) -> None:
             f"--chip_batches={images} makes {images * count} images on {count} chips, which groups"
             f" of rpn.sample_group={group} do not divide; use a multiple of"
             f" {group // math.gcd(group, count)}."
+        )
+
+
+def _check_parts(parts: int, images: int) -> None:
+    if images % parts:
+        raise UserError(
+            f"--chip_batches={images} cannot be cut into train.accumulate={parts} micro-batches;"
+            f" use a multiple of {parts}."
         )
 
 
@@ -150,6 +159,8 @@ def _compile(
             ) from error
         return row | {"refused": _memory_words(str(error)), **_took(began)}
     spent, work = account.memory(compiled), account.work(compiled)
+    if program == "train" and config.train.accumulate > 1:
+        work = account.Work(None, None)  # of the loop over micro-batches one turn would count
     text = compiled.as_text()
     _dump(text, f"{config.name}-{program}-{topology.name}-{images}")
     return row | {
