@@ -21,8 +21,8 @@ done
 read_steps='import json, sys; print(json.load(open(sys.argv[1]))["train"]["steps"])'
 steps=$(python -c "$read_steps" "$workdir/config.json" 2>/dev/null) || exit 75
 # A run that was trained further before train.steps was lowered is done too.
-for done in "$workdir"/eval/*/metrics.json; do
-  at=${done%/metrics.json} at=${at##*/}
+for file in "$workdir"/eval/*/metrics.json; do
+  at=${file%/metrics.json} at=${at##*/}
   [[ $at =~ ^[0-9]+$ ]] && ((at >= steps)) && exit 0
 done
 exit 75

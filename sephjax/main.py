@@ -166,7 +166,7 @@ def main(argv: list[str]) -> None:
         _leave(str(error), 2)
     except RunError as error:
         _leave(str(error), 1)
-    except Exception:
+    except Exception:  # a fault of ours: told with its traceback, and left by the same door
         if not _several():
             raise
         traceback.print_exc()
