@@ -1,10 +1,9 @@
 """The FPN-3 table up to sephv2: base line, what is around the pyramid, which box head (EXPERIMENTS 7.2, rows 2-12).
 
-Published numbers are mAP on val2017, not run here. The original picked these rows' test proposals as in training,
-exactly k a level and without a threshold on logits; here and in the C3 table they have the plain NMS and the threshold
-of the later rows (EXPERIMENTS 8.2: a small loss). `--config.rpn.proposals.logit_floor=-1e9` takes the threshold away;
-for exactly k at test time there is no key. Batch norm in the heads takes the statistics of
-each device's own images, as the original did of each GPU's 4.
+Published numbers are mAP on val2017, not run here. These rows, the C3 table and sephv3 pick test proposals as in
+training, exactly k a level and without a threshold on logits (EXPERIMENTS 3.6: before commit 848414a); the later rows'
+way is `--config.rpn.proposals.test_exactly=False`. Batch norm in the heads takes the statistics of each device's own
+images, as the original did of each GPU's 4.
 
 Row 12 is ambiguous (EXPERIMENTS 8.4, item 3): backgrounds may have weighed 0, 0.3 or 0.5 in the loss of its IoU
 branch. The row has 0.3, of the commit that logged it; the others are
@@ -29,7 +28,7 @@ ROWS = {
     "": Row(
         None,
         "the base line: what does Mask R-CNN give on p3..p6 of shallow taps? (row 2)",
-        {"mask.norm": "bn", "mask.deconv_norm": "bn"},
+        {"mask.norm": "bn", "mask.deconv_norm": "bn", "rpn.proposals.test_exactly": True},
         "box 26.7, mask 25.2 (high confidence: yaml at f42944f)",
     ),
     "evonorm_masks": Row(

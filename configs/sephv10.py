@@ -16,6 +16,7 @@ ROWS = {
             "mask.enabled": False,
             "mask.norm": "none",  # of a head that is not there
             "mask.deconv_norm": "none",
+            "rpn.proposals.test_exactly": False,  # the log's block is of 848414a or later
             "roi.sampler.balance_positives": True,
             "roi.sampler.balance_negatives": True,
             "roi.head": {

@@ -13,6 +13,7 @@ ROWS = {
             "mask.enabled": False,
             "mask.norm": "none",  # of a head that is not there
             "mask.deconv_norm": "none",
+            "rpn.proposals.test_exactly": False,  # the log's block is of 848414a or later
             "rpn.matcher": {
                 "name": "atss",
                 "low": 0.4,

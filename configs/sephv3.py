@@ -5,7 +5,6 @@ with the linear class weight. Flipped by keys: 8dbb200's sampler is `roi.sampler
 bins of negatives; the score of d4f8f1a is `test.iou_score` "none"; a weight of the IoU branch's backgrounds of 0.3
 (item 3) is `roi.iou_branch.negative_weight`. `rpn.matcher` repeats the original's wrong level offsets and its distances in
 shares of the canvas (EXPERIMENTS 8.3): for this row alone, `legacy_offsets` and `relative_distance` False put them right.
-The original picked its test proposals exactly k a level, as its parents did; see `fpn3`.
 """
 
 from ml_collections import ConfigDict

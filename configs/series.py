@@ -46,6 +46,7 @@ PROPOSALS = {
         "pre": 6_000,
         "post": 1_000,
         "shrink": 3,
+        "test_exactly": False,  # True: a test picks as training does, exactly k a level, no floor
         "logit_floor": 0.005,  # at test time, on logits (EXPERIMENTS 8.2)
     },
 }

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from sephjax import atomic
 from sephjax.errors import UserError
 from sephjax.input.example import Categories
 from sephjax.nets.backbone import resnet
@@ -101,5 +102,4 @@ def _first_lines(message: str, file: pathlib.Path, count: int = 3) -> str:
 
 def _write(file: pathlib.Path, text: str) -> None:
     if jax.process_index() == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        atomic.write_text(file, text, "choose another workdir")

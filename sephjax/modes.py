@@ -1,7 +1,6 @@
 """What each `--mode` does: joins sources, model, loop and evaluation; `main` only reads flags."""
 
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sephjax import build, check, initial, learner, restore
+from sephjax import atomic, build, check, initial, learner, restore
 from sephjax.errors import UserError
 from sephjax.evaluation import evaluator, gallery
 from sephjax.input import buckets, pipeline, sources, transforms
@@ -227,13 +226,8 @@ def export(config: ConfigDict, workdir: str, at: int | None, output: str) -> int
         canvas=canvas,
         batch=rows,
     )
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.draft(file, "name another") as draft:
         draft.write_bytes(content)
-        draft.replace(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}); name another.") from error
     print(
         f"{file}: step {step_number}, {len(content) / 1e6:.1f} MB, for"
         f" {', '.join(stablehlo.PLATFORMS)}; takes uint8 [{rows}, {canvas[0]}, {canvas[1]}, 3] and"

@@ -16,7 +16,7 @@ import cv2
 import jax
 import numpy as np
 
-from sephjax import pictures
+from sephjax import atomic, pictures
 from sephjax.errors import UserError
 from sephjax.evaluation import results
 from sephjax.input import buckets, pipeline
@@ -176,9 +176,7 @@ def predict_files(
                 rows.update(task.result())
     found = [row for image_id in sorted(rows) for row in rows[image_id]]
     path = output / "predictions.json"
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(found))
-    os.replace(unfinished, path)
+    atomic.write_text(path, json.dumps(found), "choose another --output")
     return Predicted(len(rows), len(found), tuple(failed), path)
 
 

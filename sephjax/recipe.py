@@ -210,12 +210,13 @@ def _propose(rule: dict[str, Any], ranked: Any, train: bool) -> Any:  # noqa: FB
         return select.above(
             ranked, score=rule["test_score"], nms=rule["test_nms"], count=rule["test_post"]
         )
+    exactly = train or rule["test_exactly"]
     return select.per_level(
         ranked,
         nms=rule["nms"],
         counts=select.quotas(rule["post"], rule["shrink"], len(ranked)),
-        exactly=train,
-        logit_floor=None if train else rule["logit_floor"],
+        exactly=exactly,
+        logit_floor=None if exactly else rule["logit_floor"],
     )
 
 

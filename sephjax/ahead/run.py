@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from sephjax import build, describe, learner
+from sephjax import atomic, build, describe, learner
 from sephjax.ahead import account, chips, flops
 from sephjax.errors import RunError, UserError
 from sephjax.input import buckets
@@ -220,9 +220,8 @@ def _largest(rows: list[dict[str, Any]], chip: chips.Chip) -> dict[str, int | No
 
 def _write(output: str, told: dict[str, Any]) -> None:
     if output:
-        path = pathlib.Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(told, indent=1) + "\n")
+        text = json.dumps(told, indent=1) + "\n"
+        atomic.write_text(pathlib.Path(output), text, "choose another --output")
 
 
 def _print(told: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent import futures
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 from rich import console, progress
 
+from sephjax import atomic
 from sephjax.errors import RunError
 from sephjax.evaluation import coco, gathering, reference, results
 from sephjax.types import Batch, Detections
@@ -227,8 +227,5 @@ def _score(
 
 
 def _write(path: Path, content: Any) -> None:
-    """Whole or not at all: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=1 if isinstance(content, dict) else None))
-    os.replace(unfinished, path)
+    text = json.dumps(content, indent=1 if isinstance(content, dict) else None)
+    atomic.write_text(path, text, "make room, or choose another workdir")

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs._chain import flat, plain
-from sephjax import build
+from sephjax import atomic, build
 from sephjax.errors import UserError
 from sephjax.export import names
 from sephjax.nets.functional import check_same
@@ -104,12 +104,11 @@ def save_twin(
         "state_dict": {name: torch.from_numpy(value) for name, value in state.items()},
     }
     file = pathlib.Path(path)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        torch.save(content, draft)
-        draft.replace(file)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-        raise UserError(f"{file} cannot be written ({_line(error)}); choose another.") from error
+    with atomic.draft(file, "choose another") as draft:
+        try:
+            torch.save(content, draft)
+        except RuntimeError as error:  # so does torch's writer say that there is no room
+            raise OSError(None, _line(error)) from error
     return len(state)
 
 

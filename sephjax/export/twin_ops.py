@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import box_iou, clip_boxes_to_image
 from torchvision.ops import nms as torchvision_nms
 from torchvision.ops import roi_align as torchvision_roi_align
 
@@ -113,6 +113,34 @@ def nms(
         kept.append(members[torchvision_nms(boxes[members], scores[members], threshold)])
     every = torch.cat(kept).sort().values if kept else groups.new_zeros(0, dtype=torch.long)
     return every[best_first(scores[every], len(every))]
+
+
+def nms_exactly_k(
+    boxes: torch.Tensor, scores: torch.Tensor, threshold: float, count: int
+) -> torch.Tensor:
+    """Indices of exactly `count` boxes, by falling score; of all, if there are fewer.
+
+    Where fewer survive NMS, removed boxes come back: each has `score * prod(1 - IoU)` over the
+    survivors ranked before it; again and again the highest comes back, and the scores of the rest
+    are multiplied by `1 - IoU` with it.
+
+    Args:
+        boxes: [n, 4], by falling score.
+        scores: [n]; logits.
+        threshold: IoU at or above which the lower score of two boxes goes.
+        count: Of boxes.
+    """
+    kept = nms(boxes, scores, threshold, inclusive=True)[:count]
+    place = torch.arange(len(boxes), device=boxes.device)
+    keep = torch.isin(place, kept)
+    later = place[None] > kept[:, None]
+    decay = torch.where(later, 1 - box_iou(boxes[kept], boxes), 1.0).prod(dim=0)
+    while int(keep.sum()) < min(count, len(boxes)):
+        left = (scores * decay).masked_fill(keep, -math.inf)
+        best = torch.where(left == left.max())[0][:1]  # of equal ones the earlier
+        decay = decay * (1 - box_iou(boxes[best], boxes)[0])
+        keep[best] = True
+    return torch.where(keep)[0]
 
 
 def levels_of(

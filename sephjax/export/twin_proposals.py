@@ -37,18 +37,23 @@ def joint(levels: Sequence[Level], rule: Mapping[str, Any]) -> dict[str, torch.T
 
 
 def per_level(levels: Sequence[Level], rule: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """A quota for every level, in the order of the levels; low logits go (the series).
+    """A quota for every level, in the order of the levels (the series).
 
-    The best box of a level stays whatever its logit.
+    With `test_exactly` the quota is filled with suppressed boxes; else low logits go, but the best
+    box of a level stays whatever its logit.
     """
     kept_boxes, kept_scores = [], []
     counts = quotas(rule["post"], rule["shrink"], len(levels))
     for (boxes, scores), count in zip(levels, counts, strict=True):
-        kept = ops.nms(boxes, scores, rule["nms"], inclusive=True)[:count]
-        high = scores[kept] > rule["logit_floor"]
-        high[:1] = True
-        kept_boxes.append(boxes[kept[high]])
-        kept_scores.append(scores[kept[high]])
+        if rule["test_exactly"]:
+            kept = ops.nms_exactly_k(boxes, scores, rule["nms"], count)
+        else:
+            kept = ops.nms(boxes, scores, rule["nms"], inclusive=True)[:count]
+            high = scores[kept] > rule["logit_floor"]
+            high[:1] = True
+            kept = kept[high]
+        kept_boxes.append(boxes[kept])
+        kept_scores.append(scores[kept])
     return {"boxes": torch.cat(kept_boxes), "scores": torch.cat(kept_scores)}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from sephjax import build, check, initial, observe, predicting
+from sephjax import atomic, build, check, initial, observe, predicting
 from sephjax.errors import RunError, UserError
 from sephjax.export import peer_stages
 from sephjax.input import batches, transforms
@@ -68,10 +68,10 @@ def parity(config: ConfigDict, source: str, images: str, output: str) -> int:
     console.print(PREPROCESSING)
     made = make_report(sides, _read(paths), console.print)
     made.show(Console(highlight=False, width=console.width if console.is_terminal else 180))
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "parity.json"
     about = {"source": source, "preprocessing": PREPROCESSING}
-    file.write_text(json.dumps(made.plain() | about | observe.manifest(config), indent=1) + "\n")
+    text = json.dumps(made.plain() | about | observe.manifest(config), indent=1)
+    atomic.write_text(file, f"{text}\n", "choose another --output")
     console.print(f"written to {file}")
     if made.first is not None:
         raise RunError(made.sentence())

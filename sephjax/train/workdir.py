@@ -1,14 +1,13 @@
 """The files of a run's folder that say whose it is and how far it got."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from sephjax import checkpoint, observe
+from sephjax import atomic, checkpoint, observe
 from sephjax.errors import UserError
 from sephjax.input.example import Categories
 from sephjax.train.agreement import agreed
@@ -127,7 +126,7 @@ def require_trainable(workdir: pathlib.Path, config: ConfigDict) -> None:
 def save_categories(workdir: pathlib.Path, categories: Categories) -> None:
     """Writes `categories.json`: what each class of the model is called in the data."""
     rows = [{"id": i, "name": n} for i, n in zip(categories.ids, categories.names, strict=True)]
-    (workdir / CATEGORIES).write_text(json.dumps(rows, indent=1))
+    atomic.write_text(workdir / CATEGORIES, json.dumps(rows, indent=1), "choose another workdir")
 
 
 def load_categories(workdir: pathlib.Path) -> Categories:
@@ -146,15 +145,7 @@ def load_categories(workdir: pathlib.Path) -> Categories:
 def write_json(file: pathlib.Path, value: Any) -> None:
     """Writes `value` in one go, on process 0 only, making the folders above it."""
     if jax.process_index() == 0:
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(value, indent=2) + "\n")
-            draft.replace(file)
-        except OSError as error:
-            raise UserError(
-                f"{file} cannot be written ({error.strerror}); choose another workdir."
-            ) from error
+        atomic.write_text(file, json.dumps(value, indent=2) + "\n", "choose another workdir")
 
 
 def write_manifest(workdir: pathlib.Path, config: ConfigDict, step: int) -> None:
@@ -175,9 +166,7 @@ def trim_metrics(workdir: pathlib.Path, step: int) -> None:
     lines = file.read_text().splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if len(kept) != len(lines):
-        draft = file.with_name(".metrics.jsonl")
-        draft.write_text("".join(kept))
-        draft.replace(file)
+        atomic.write_text(file, "".join(kept), "choose another workdir")
 
 
 def _step_of(line: str) -> float:

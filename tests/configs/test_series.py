@@ -26,6 +26,7 @@ NO_MASKS = {"mask.enabled": False, "mask.norm": "none", "mask.deconv_norm": "non
 BALANCED = {"roi.sampler.balance_positives": True, "roi.sampler.balance_negatives": True}
 COSINE = {"schedule.name": "cosine"}
 PRED_IOU = {"roi.iou_branch.name": "v1", "test.iou_score": "product"}
+LATER_TEST = {"rpn.proposals.test_exactly": False}  # since commit 848414a (EXPERIMENTS 3.6)
 LOW = {"roi.positive_iou": 0.5, "roi.matcher.low": 0.3, "roi.matcher.high": 0.3}
 # Row of EXPERIMENTS -> (ours, its parent's, every value that differs between them).
 DIFFERENCES = {
@@ -64,6 +65,7 @@ DIFFERENCES = {
         "fpn3:sephv2",
         NO_MASKS
         | BALANCED
+        | LATER_TEST
         | {
             "roi.head.name": "shared_conv",
             "roi.head.conv_dims": (384, 384, 384, 384),
@@ -250,6 +252,16 @@ def changed(name, parent):
 @pytest.mark.parametrize(("name", "parent", "difference"), DIFFERENCES.values())
 def test_a_row_differs_from_its_parent_by_what_the_document_says(name, parent, difference):
     assert changed(name, parent) == difference
+
+
+def test_rows_before_commit_848414a_pick_test_proposals_as_in_training():
+    # EXPERIMENTS 3.6 and 7.2: the C3 table, rows 2-12 and 15; all other rows have an RPN threshold.
+    early = {name for name in PUBLISHED if name.startswith(("c3", "fpn3"))} | {"sephv3"}
+    rules = {name: read(*(name + ":").split(":")[:2]).rpn.proposals for name in PUBLISHED}
+    found = {name for name, rule in rules.items() if rule.get("test_exactly")}
+    assert found == early
+    floors = {name: rule.get("logit_floor") for name, rule in rules.items() if name not in early}
+    assert {name for name, floor in floors.items() if floor != 0.005} == {"sephv9"}
 
 
 def test_sephv14_is_what_it_was_before_it_had_parents():

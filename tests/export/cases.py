@@ -27,7 +27,7 @@ SERIES = {  # the conventions of the published series
     "anchors.offset": 0.5,
     "anchors.stride": "feature",
     "rpn.weights": (10.0, 10.0, 5.0, 5.0),
-    "rpn.proposals": PER_LEVEL | {"logit_floor": 0.005},
+    "rpn.proposals": PER_LEVEL | {"test_exactly": False, "logit_floor": 0.005},
     "roi.levels": ("p3", "p4", "p5", "p6"),
     "roi.canonical": {"size": 112.0, "level": 4, "eps": 1e-6, "eps_inside_log": True},
     "roi.pooler": {"name": "crop_max", "bins": (2, 2)},
@@ -146,6 +146,7 @@ CASES |= {  # with an IoU branch
     | {
         "fpn.inputs": ("c2", "c3", "c4", "c5"),
         "rpn.levels": ("p3", "p4", "p5", "p6"),
+        "rpn.proposals": PER_LEVEL | {"test_exactly": True},
         "roi.levels": ("p2",),
         "roi.pooler": {"name": "crop_max", "bins": (1, 1)},
         "roi.class_agnostic": True,

@@ -10,9 +10,11 @@ from sephjax import recipe
 from sephjax.export import torch as export
 from tests import narrow, test_predict
 from tests.export import cases, parity
+from tests.ops import test_nms
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
+twin_ops = pytest.importorskip("sephjax.export.twin_ops")
 
 pytestmark = pytest.mark.torch
 TOLERANCE = 1e-4  # of the largest value of a tensor: the promise
@@ -262,6 +264,18 @@ def test_a_norm_does_not_see_the_padding():
         alone = norm(x[1:, :, :5, :7])
         torch.testing.assert_close(norm(x, [(8, 12), (5, 7)])[1:, :, :5, :7], alone)
         assert not torch.allclose(norm(x)[1:, :, :5, :7], alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [5, 40, 60, 1000])
+def test_exactly_k_of_the_twin_follows_the_series_rule(count):
+    for seed in range(4):
+        boxes, scores, valid = test_nms.clustered(seed + 20)
+        order = [i for i in np.argsort(-scores, kind="stable") if valid[i]]
+        boxes, scores = boxes[order], scores[order]
+        want = test_nms.exactly(boxes, scores, np.ones(len(order), bool), 0.7, count)
+        assert len(want) == min(count, len(order))
+        found = twin_ops.nms_exactly_k(*map(torch.from_numpy, (boxes, scores)), 0.7, count)
+        assert found.tolist() == want
 
 
 @pytest.mark.parametrize("name", ["msra-gn-modern-convolutions", "slim-evonorm-series-separate"])

@@ -59,8 +59,8 @@ def per_level(
         levels: ranked boxes, fine to coarse.
         nms: IoU at or above which a box is suppressed.
         counts: quota of each level.
-        exactly: fill the quota with suppressed boxes (training).
-        logit_floor: at test time boxes at or under it go, but each level keeps its best.
+        exactly: fill the quota with suppressed boxes (training; early rows at test time too).
+        logit_floor: boxes at or under it go, but each level keeps its best (later rows).
     """
     parts = []
     for (boxes, scores, valid), count in zip(levels, counts, strict=True):

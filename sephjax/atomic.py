@@ -1,0 +1,41 @@
+"""Files that are written whole or not at all: no reader, and no next start, meets half of one."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+from sephjax.errors import UserError
+
+
+@contextlib.contextmanager
+def draft(file: pathlib.Path, instead: str) -> Iterator[pathlib.Path]:
+    """The path to write to; what is there takes the place of `file` when the block ends.
+
+    The folders above `file` are made. With an error nothing is left and `file` is what it was.
+
+    Args:
+        file: what is to be written.
+        instead: what to do where it cannot be, the end of the error's sentence.
+
+    Raises:
+        UserError: the system refuses: no such place, no right to it, no room.
+    """
+    path = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        path.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise UserError(f"{file} cannot be written ({error.strerror}); {instead}.") from error
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def write_text(file: pathlib.Path, text: str, instead: str) -> None:
+    """Writes `text` to `file`; see `draft`."""
+    with draft(file, instead) as path:
+        path.write_text(text)
