@@ -128,7 +128,7 @@ def test_what_is_no_twin_file_is_refused(weights, tmp_path):
     with pytest.raises(UserError, match="is no twin file of format"):
         take_in(config, file, tmp_path / "run")
     with pytest.raises(UserError, match="cannot be written"):
-        export.save_twin(config, parity.CLASSES, params, frozen, tmp_path / "no" / "model.pth")
+        export.save_twin(config, parity.CLASSES, params, frozen, file / "model.pth")
     export.save_twin(config, parity.CLASSES, params, frozen, file)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match="is no twin file"):
