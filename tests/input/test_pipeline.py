@@ -1,7 +1,10 @@
 """Batches: right content, and the same whatever prepares them."""
 
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 
 import jax
 import numpy as np
@@ -124,6 +127,22 @@ def test_batches_do_not_depend_on_workers_and_threads(drawn, workers, threads):
     for (a, dropped_a), (b, dropped_b) in zip(wanted, found, strict=True):
         assert equal(a, b)
         assert dropped_a == dropped_b
+
+
+def test_ctrl_c_reaches_the_workers_too_and_ends_none_of_them(drawn):
+    wanted = list(batches_of(drawn, steps=40))
+    before = set(multiprocessing.active_children())
+    drawn.workers, drawn.prefetch = 2, 2
+    pipeline = batches_of(drawn, steps=40)
+    found = [next(pipeline) for _ in range(2)]  # one of each
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    found += list(pipeline)
+    pipeline.close()
+    assert len(found) == 40
+    assert all(equal(a, b) for (a, _), (b, _) in zip(wanted, found, strict=True))
 
 
 def test_the_slices_of_two_processes_make_the_global_batch(drawn):
