@@ -27,7 +27,8 @@ def test_the_losses_of_ten_steps_are_the_same(told):
 @pytest.mark.multi
 def test_the_detections_are_the_same(told):
     assert told["found"] > 8
-    assert max(told["detections"]) < 1e-3  # pixels, of boxes
+    # Pixels, of boxes; 9e-5 measured, of parameters whose losses differ by 3e-9.
+    assert max(told["detections"]) < 1e-3
 
 
 @pytest.mark.multi
