@@ -70,7 +70,7 @@ ROWS = {
         "",
         "do class and box want towers of their own, with batch norm? (row 8)",
         {"roi.head": SEPARATE},
-        "box 7.0, mask 7.7 (low to medium confidence: no yaml; step schedule and ReLU assumed)",
+        "box 7.0, mask 7.7 (low to medium confidence: no yaml; step schedule, ReLU, mask head's BN assumed)",
     ),
     "seph": Row(
         "seph_bn",
@@ -82,7 +82,7 @@ ROWS = {
         "",
         "does the class rather want dense layers, with batch norm? (row 10)",
         {"roi.head": SEPARATE_V2},
-        "box 13.3, mask 13.6 (low to medium confidence: no yaml; step schedule assumed)",
+        "box 13.3, mask 13.6 (low to medium confidence: no yaml; step schedule, ReLU, mask head's BN assumed)",
     ),
     "sephv2": Row(
         "sephv2_bn",

@@ -1,7 +1,8 @@
 """sephNv15: sephv15_1 with p2..p6, larger pictures and stitching, the best of the log (EXPERIMENTS 0.2, 7.2 row 1).
 
 The log does not say on how many GPUs it ran with 3 images each: 3 are assumed, so `train.batch` is 9 at the usual rate.
-The s/m/l columns of the log are in another frame than those of the early rows (EXPERIMENTS 7.4).
+The s/m/l columns of the log are taken to be in the 512x512 frame, unlike the early rows'; had it been evaluated before
+2020-10-10 they would be in the network's (EXPERIMENTS 7.4 and 8.4, item 7).
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,12 @@
 Numbers in comments are the items of EXPERIMENTS 8.1. Item 14 (padding) is kept only in part: canvases are
 multiples of 64, so that a feature cell is a whole number of pixels, and features are masked outside
 the picture (`mask_padding`), so that a picture's detections do not depend on its canvas.
+
+Choices where the original is ambiguous (EXPERIMENTS 8.2, 8.4): a picture keeps its proportions where its long side is at
+the limit (`data.resize`; the original's resizing may have stretched it); an anchor or ROI of an IoU under 0.0625 has none
+(item 9: a constant of a later operator); the mean over GPUs of what each GPU divided by its own count of positives (masks,
+IoU branch, RetinaNet) is one division by the global count; instances reaching beyond the picture, which the original
+dropped in training too, are clipped; published numbers are taken to be of the last checkpoint (item 8).
 """
 
 from ml_collections import ConfigDict
@@ -83,6 +89,7 @@ ROI = {
 TEST = {
     "test.one_class_per_box": True,  # 11
     "test.nms_inclusive": True,
+    "test.candidates": 1_493,  # every proposal, with its best class, enters the last NMS
 }
 SOLVER = {
     "optimizer.decay": (r"^backbone/.*conv\d?/kernel$", r"^fpn/output"),  # 9

@@ -153,8 +153,14 @@ def _require_masks(truth: Mapping[str, Any], results: Sequence[Row], kind: Kind)
     if kind != "segm":
         return
     for whose, rows in (("ground truth", truth["annotations"]), ("detections", results)):
-        if not all("segmentation" in row for row in rows):
-            raise UserError(f"The {whose} has rows without a segmentation: score bbox only.")
+        if bare := [row for row in rows if "segmentation" not in row]:
+            first = bare[0]
+            which = f"annotation {first['id']} of " if "id" in first else ""
+            raise UserError(
+                f"{len(bare)} rows of the {whose} have no segmentation, the first is {which}image"
+                f" {first['image_id']}: complete them, or score boxes only"
+                " (--config.mask.enabled=False)."
+            )
 
 
 def _prepared(truth: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def write(
             example.image,
             example.boxes,
             [source.categories.names[label] for label in example.labels],
-            masks=_rles(example) if source.has_masks else None,
+            masks=None if any(s is None for s in example.segmentations) else _rles(example),
         )
         path = directory / f"{example.image_id:012d}.jpg"
         gap = np.full((found.shape[0], 8, 3), 255, np.uint8)

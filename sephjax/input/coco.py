@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import os
 import pathlib
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,12 +16,13 @@ from sephjax.input.coco_json import (
     by_image,
     categories_of,
     check_images,
-    check_rles,
     labels_of,
     read_json,
+    whole_numbers,
 )
 from sephjax.input.example import Categories, Example, Picture, UnreadableImage, make_example
 from sephjax.input.objects import Objects, choose_images, count_objects, usable_boxes
+from sephjax.input.segmentations import check_points, check_rles, sound_rings
 from sephjax.input.table import Table, flatten_segmentations
 from sephjax.input.truth import coco_ground_truth
 
@@ -88,36 +90,58 @@ def open_coco(
     content = read_json(annotations, where)
     categories = categories_of(content["categories"], annotations)
     with Described(annotations):
-        records = sorted(content["images"], key=lambda record: record["id"])
-        ids = np.asarray([record["id"] for record in records], np.int64)
+        ids = whole_numbers([record["id"] for record in content["images"]])
+        order = np.argsort(ids, kind="stable")
+        ids, records = ids[order], [content["images"][at] for at in order]
         sizes = np.asarray([(r["height"], r["width"]) for r in records], np.int32).reshape(-1, 2)
         names = [str(record["file_name"]) for record in records]
     check_images(ids, sizes, annotations)
     rows, owner, orphans = by_image(content["annotations"], ids, annotations)
-    bbox = boxes_of(rows, annotations)
-    _, kinds = usable_boxes(bbox, sizes[owner])
-    crowd = np.asarray([bool(row.get("iscrowd", 0)) for row in rows], bool)
-    masked = np.asarray([bool(row.get("segmentation")) for row in rows], bool)
-    counts = count_objects(owner, kinds, crowd, masked, len(ids))
+    found, flat_rings = _annotated(rows, owner, annotations)
+    _, kinds = usable_boxes(found.bbox, sizes[owner])
+    masked = np.asarray([value is not None for value in found.segmentations], bool)
+    counts = count_objects(owner, kinds, found.crowd, masked, len(ids))
     chosen, notes = choose_images(counts, train=train, skip_empty=skip_empty, limit=limit)
     if orphans:
         notes["annotations_of_unknown_images_ignored"] = orphans
+    if flat_rings:
+        notes["rings_of_polygons_without_area_dropped"] = flat_rings
     if not len(chosen):
         raise UserError(_nothing_left(annotations, len(ids), notes, where))
     _check_files(images, [names[i] for i in chosen], where)
     labels = labels_of(rows, categories, annotations)
-    table = _table(rows, owner, chosen, labels, sizes, annotations)
+    scored = np.isin(owner, chosen)
     return CocoSource(
         folder=str(images),
         names=[names[i] for i in chosen],
         ids=ids[chosen],
         sizes=sizes[chosen],
         categories=categories,
-        has_masks=not counts.unmasked[chosen].any(),
+        # An evaluation scores masks against crowds and boxes without area, too.
+        has_masks=not counts.unmasked[chosen].any() if train else bool(masked[scored].all()),
         notes=notes,
         train=train,
-        table=table,
+        table=_table(found, labels, chosen, sizes, annotations),
     )
+
+
+class _Annotated(NamedTuple):
+    """The annotations of a file, in the order of their images."""
+
+    rows: list[Json]
+    owner: np.ndarray  # int64 [m], position of the image
+    bbox: np.ndarray  # float64 [m, 4], xywh
+    crowd: np.ndarray  # bool [m]
+    segmentations: list[Any]
+
+
+def _annotated(rows: list[Json], owner: np.ndarray, path: str) -> tuple[_Annotated, int]:
+    """Checks the annotations; also how many rings of polygons enclose nothing and are left out."""
+    bbox = boxes_of(rows, path)
+    with Described(path):
+        crowd = whole_numbers([row.get("iscrowd") or 0 for row in rows]) != 0
+        segmentations, dropped = sound_rings(rows, path)
+    return _Annotated(rows, owner, bbox, crowd, segmentations), dropped
 
 
 def _nothing_left(path: str, total: int, notes: dict[str, int], where: str) -> str:
@@ -151,31 +175,21 @@ def _check_files(folder: str, names: list[str], where: str) -> None:
 
 
 def _table(
-    rows: list[Json],
-    owner: np.ndarray,
-    chosen: np.ndarray,
-    labels: np.ndarray,
-    sizes: np.ndarray,
-    path: str,
+    found: _Annotated, labels: np.ndarray, chosen: np.ndarray, sizes: np.ndarray, path: str
 ) -> Table:
     """The flat arrays of the annotations of the chosen images."""
-    kept = np.flatnonzero(np.isin(owner, chosen))
-    counts = np.bincount(np.searchsorted(chosen, owner[kept]), minlength=len(chosen))
-    rows = [rows[i] for i in kept]
-    bbox = boxes_of(rows, path)
+    kept = np.flatnonzero(np.isin(found.owner, chosen))
+    owner, bbox = found.owner[kept], found.bbox[kept]
+    counts = np.bincount(np.searchsorted(chosen, owner), minlength=len(chosen))
+    rows = [found.rows[i] for i in kept]
     with Described(path):
-        packed = flatten_segmentations([row.get("segmentation") for row in rows])
-        ids = np.asarray([row.get("id", 0) for row in rows], np.int64)
+        packed = flatten_segmentations([found.segmentations[i] for i in kept])
+        ids = whole_numbers([row.get("id", 0) for row in rows])
         areas = [row.get("area") for row in rows]
         area = np.asarray([np.nan if value is None else value for value in areas], np.float64)
-    check_rles(rows, packed[3], sizes[owner[kept]], path)
+    ring_start, point_start, points, rles = packed
+    check_points(rows, ring_start, point_start, points, path)
+    check_rles(rows, rles, sizes[owner], path)
     area = np.where(np.isfinite(area), area, bbox[:, 2] * bbox[:, 3])
-    return Table(
-        np.cumsum([0, *counts], dtype=np.int64),
-        ids,
-        bbox,
-        labels[kept],
-        np.asarray([bool(row.get("iscrowd", 0)) for row in rows], bool),
-        area,
-        *packed,
-    )
+    start = np.cumsum([0, *counts], dtype=np.int64)
+    return Table(start, ids, bbox, labels[kept], found.crowd[kept], area, *packed)

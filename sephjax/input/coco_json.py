@@ -56,19 +56,36 @@ class Described:
             raise UserError(
                 f"{self.path} is no COCO instances file: an entry has no {error.args[0]!r}."
             ) from error
-        if isinstance(error, TypeError | ValueError | AttributeError):
+        if isinstance(error, TypeError | ValueError | AttributeError | OverflowError):
             raise UserError(
                 f"{self.path} is no COCO instances file: an entry has a value of the wrong kind "
                 f"({error})."
             ) from error
 
 
+def whole_numbers(values: list[Any]) -> np.ndarray:
+    """Ids, int64 [n]; strings of digits do.
+
+    Raises:
+        TypeError, ValueError, OverflowError: one is no whole number, or too large.
+    """
+    array = np.asarray(values) if values else np.zeros(0, np.int64)
+    if array.dtype.kind == "i":
+        return array.astype(np.int64)
+    numbers = [int(value) for value in values]
+    for number, value in zip(numbers, values, strict=True):
+        if isinstance(value, float) and value != number:
+            raise ValueError(f"{value} is no whole number")
+    return np.asarray(numbers, np.int64)
+
+
 def categories_of(records: list[Json], path: str) -> Categories:
     """The categories of a file, ascending by id."""
     with Described(path):
-        records = sorted(records, key=lambda record: record["id"])
-        ids = tuple(int(record["id"]) for record in records)
-        names = tuple(str(record["name"]) for record in records)
+        numbers = whole_numbers([record["id"] for record in records])
+        order = np.argsort(numbers, kind="stable").tolist()
+        ids = tuple(numbers[order].tolist())
+        names = tuple(str(records[at]["name"]) for at in order)
     if not ids:
         raise UserError(f"{path} has no categories: add the classes of its objects.")
     if len(set(ids)) < len(ids):
@@ -94,7 +111,7 @@ def by_image(
 ) -> tuple[list[Json], np.ndarray, int]:
     """Annotations in the order of their images, the image of each, and how many are strays."""
     with Described(path):
-        image_ids = np.asarray([row["image_id"] for row in annotations], np.int64)
+        image_ids = whole_numbers([row["image_id"] for row in annotations])
     if not len(ids):
         return [], np.zeros(0, np.int64), len(annotations)
     owner = np.minimum(np.searchsorted(ids, image_ids), len(ids) - 1)
@@ -106,7 +123,7 @@ def by_image(
 def boxes_of(rows: list[Json], path: str) -> np.ndarray:
     """The boxes of annotations, float64 [m, 4] xywh."""
     with Described(path):
-        lists = [row["bbox"] for row in rows]
+        lists = [row.get("bbox") for row in rows]
     try:
         bbox = np.asarray(lists, np.float64).reshape(len(rows), 4)
     except (TypeError, ValueError):
@@ -129,7 +146,7 @@ def _four_numbers(box: Any) -> bool:
 def labels_of(rows: list[Json], categories: Categories, path: str) -> np.ndarray:
     """The labels of annotations, int32 [m], 0..k-1."""
     with Described(path):
-        numbers = np.asarray([row["category_id"] for row in rows], np.int64)
+        numbers = whole_numbers([row["category_id"] for row in rows])
     ids = np.asarray(categories.ids, np.int64)
     labels = np.minimum(np.searchsorted(ids, numbers), len(ids) - 1)
     unknown = np.flatnonzero(ids[labels] != numbers)
@@ -141,21 +158,3 @@ def labels_of(rows: list[Json], categories: Categories, path: str) -> np.ndarray
             f"or remove the annotation ({len(unknown)} such)."
         )
     return labels.astype(np.int32)
-
-
-def check_rles(rows: list[Json], rles: dict[int, Json], sizes: np.ndarray, path: str) -> None:
-    """Fails on an RLE that is incomplete or has another size than its image.
-
-    Args:
-        rows: annotations.
-        rles: by position in `rows`.
-        sizes: int [m, 2], height and width of the image of each annotation.
-        path: of the file.
-    """
-    for row, rle in rles.items():
-        size = sizes[row].tolist()
-        if not isinstance(rle.get("counts"), list | str) or rle.get("size") != size:
-            raise UserError(
-                f"{path}: annotation {rows[row].get('id')} of image {rows[row]['image_id']} has an "
-                f"RLE without counts or with size {rle.get('size')} in an image of {size}."
-            )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 from typing import Any, Protocol
 
 import cv2
@@ -10,6 +11,8 @@ from PIL import Image
 
 from sephjax.input.objects import Objects, Segmentation, usable_boxes
 
+# Neither a stuffed byte of a scan, nor a restart, nor filling.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _READ = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -122,11 +125,31 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def _cut_short(data: bytes) -> bool:
-    # Decoders fill what is missing with grey and say nothing, so the end marker decides. In a JPEG
-    # it must follow the last start of scan: an embedded thumbnail has an end marker of its own.
+    # Decoders fill what is missing with grey and say nothing, so the end marker decides. What
+    # follows it (a phone's film, say) is not looked at.
     if data.startswith(b"\xff\xd8"):
-        return data.rfind(b"\xff\xd9") < max(data.rfind(b"\xff\xda"), 2)
-    return data.startswith(b"\x89PNG") and b"IEND" not in data[-64:]
+        return not _jpeg_ends(data)
+    return data.startswith(b"\x89PNG") and not _png_ends(data)
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Goes from marker to marker; a segment (with a thumbnail, say) is stepped over."""
+    at = 2
+    while marker := _MARKER.search(data, at):
+        at = marker.end()
+        if marker.group() == b"\xff\xd9":
+            return True
+        at += int.from_bytes(data[at : at + 2])
+    return False
+
+
+def _png_ends(data: bytes) -> bool:
+    at = 8
+    while at + 8 <= len(data):
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4])
+    return False
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
@@ -138,7 +161,7 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"{name} is no picture: {error}") from error
     return height, width
 

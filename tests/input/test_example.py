@@ -70,6 +70,20 @@ def test_a_file_cut_short_is_unreadable(kind, kept):
         decode_image(data[: int(kept * len(data))], "broken")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_follows_the_end_of_a_picture_is_not_looked_at(kind, progressive):
+    """As a phone's film; by chance it holds markers."""
+    options = {"progressive": progressive} if kind == "JPEG" else {}
+    data = encoded(picture(), kind, **options)
+    alone = decode_image(data, "a")
+    for seed in range(5):
+        trailer = np.random.default_rng(seed).bytes(300_000)
+        np.testing.assert_array_equal(decode_image(data + trailer, "a"), alone)
+    with pytest.raises(UnreadableImage, match="is cut short"):
+        decode_image(data[: len(data) // 2], "a")
+
+
 def test_a_thumbnail_does_not_hide_that_a_jpeg_is_cut_short():
     thumbnail = encoded(picture(1), "JPEG")
     comment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
