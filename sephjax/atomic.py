@@ -1,11 +1,17 @@
 """Files that are written whole or not at all: no reader, and no next start, meets half of one."""
 
 import contextlib
+import errno
 import os
 import pathlib
 from collections.abc import Iterator
 
-from sephjax.errors import UserError
+from sephjax.errors import RunError, UserError
+
+WRONG_PLACE = (
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOTDIR, errno.EPERM, errno.EROFS,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -19,7 +25,8 @@ def draft(file: pathlib.Path, instead: str) -> Iterator[pathlib.Path]:
         instead: what to do where it cannot be, the end of the error's sentence.
 
     Raises:
-        UserError: the system refuses: no such place, no right to it, no room.
+        UserError: nothing can be written there: no such place, or no right to it.
+        RunError: it failed: no room, a server that does not answer; it may go well another time.
     """
     path = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -29,7 +36,8 @@ def draft(file: pathlib.Path, instead: str) -> Iterator[pathlib.Path]:
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        raise UserError(f"{file} cannot be written ({error.strerror}); {instead}.") from error
+        kind = UserError if error.errno in WRONG_PLACE else RunError
+        raise kind(f"{file} cannot be written ({error.strerror}); {instead}.") from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -1,5 +1,6 @@
 """What a config must satisfy before anything is opened or compiled; each fault is one sentence."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,9 +44,13 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "eval.every", "checkpoint.every", "data.train.limit", "data.eval.limit", "data.workers",
     "data.jitter.crop", "rpn.samples", "roi.cascade.append", "roi.positive_iou", "optimizer.lr",
-    "schedule.warmup_steps", "parity.tolerance",
+    "schedule.warmup_steps", "schedule.factor", "optimizer.clip", "optimizer.weight_decay",
+    "parity.tolerance",
 )  # fmt: skip
-_PROBABILITIES = ("data.flip", "data.stitch", "data.copy_paste")
+_PROBABILITIES = (
+    "data.flip", "data.stitch", "data.copy_paste", "test.nms", "test.score_threshold",
+    "predict.score_threshold",
+)  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
@@ -67,6 +72,7 @@ def check(config: ConfigDict) -> None:
             f"data.eval.short_sides is {config.data.eval.short_sides}; an evaluation has exactly "
             "one."
         )
+    _check_sizes(config)
     _check_data(config, values)
     _check_rpn(config)
     _check_cascade(config)
@@ -81,10 +87,21 @@ def check(config: ConfigDict) -> None:
         )
 
 
+def _check_sizes(config: ConfigDict) -> None:
+    for part in ("train", "eval"):
+        view = config.data[part]
+        sides = (*view.short_sides, view.long_side, *view.aspects)
+        if not all(0 < side < math.inf for side in sides):
+            raise UserError(
+                f"data.{part} has a side or an aspect among {sides} that is no size; all must be "
+                "above 0."
+            )
+
+
 def _check_data(config: ConfigDict, values: dict[str, Any]) -> None:
     for key in _PROBABILITIES:
         if not 0 <= values[key] <= 1:
-            raise UserError(f"{key} is {values[key]}; it is a probability, from 0 to 1.")
+            raise UserError(f"{key} is {values[key]}; it must be from 0 to 1.")
     if not 0 <= config.train.ema < 1:
         raise UserError(f"train.ema is {config.train.ema}; it is a decay, 0 or more and below 1.")
     jitter = config.data.jitter

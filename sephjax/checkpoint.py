@@ -7,10 +7,13 @@ Saving runs in the background; what was not finished has another name until it i
 restored.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +27,11 @@ from orbax.checkpoint import args as ocp_args
 from sephjax.errors import RunError, UserError
 from sephjax.types import Params, TrainState, Weights
 
+# Words by which TensorStore tells what the system said; the former may go well another time.
+_PASSING = re.compile(
+    "ABORTED|CANCELLED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|UNKNOWN"
+)
+_STATUS = re.compile(f"{_PASSING.pattern}|DATA_LOSS|FAILED_PRECONDITION|NOT_FOUND|OUT_OF_RANGE")
 WEIGHTS = ("params", "frozen")
 AVERAGES = tuple(f"averages_{name}" for name in WEIGHTS)
 
@@ -113,7 +121,9 @@ class Checkpoints:
         for other in self._manager.all_steps():
             if other >= step and other not in finished:
                 self.set_aside(other)
-        if not self._manager.save(step, args=ocp_args.Composite(**items)):
+        with self._writing():
+            saved = self._manager.save(step, args=ocp_args.Composite(**items))
+        if not saved:
             raise RunError(
                 f"step {step} was not saved: {self.directory} holds a newer one"
                 f" ({self.latest()}); remove it or choose another workdir."
@@ -231,10 +241,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp_args.Composite(**items, **others))
         except (ValueError, OSError, KeyError) as error:
-            raise DamagedError(
-                f"the checkpoint {self.directory / str(step)} cannot be read"
-                f" ({str(error).splitlines()[0][:200]}); remove it to go on from an older one."
-            ) from error
+            raise _unreadable(self.directory / str(step), error) from error
 
     def _check_there(self, step: int, steps: list[int]) -> None:
         if step not in steps:
@@ -249,9 +256,7 @@ class Checkpoints:
         try:
             return ocp.StandardCheckpointHandler().metadata(path).tree
         except (ValueError, OSError, KeyError, AttributeError) as error:
-            raise DamagedError(
-                f"the checkpoint {path} cannot be read; remove it to go on from an older one."
-            ) from error
+            raise _unreadable(path, error) from error
 
     def _check_fits(self, step: int, item: str, target: Any) -> None:
         path = self.directory / str(step) / item
@@ -278,10 +283,23 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
         self._manager.reload()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and not _STATUS.search(str(error)):
+                raise  # a fault of ours
+            raise RunError(
+                f"{self.directory} cannot be written ({_first(error)}); make room or mend it, and"
+                " give the same command again: earlier checkpoints are whole."
+            ) from error
+
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
         if self._opened is not None:
-            self._opened.wait_until_finished()
+            with self._writing():
+                self._opened.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then frees what the background saving holds."""
@@ -289,6 +307,27 @@ class Checkpoints:
             self.wait()
             self._opened.close()
             self._opened = None
+
+
+def _unreadable(path: Any, error: Exception) -> RunError:
+    """What to raise when a checkpoint could not be read: is it damaged, or only out of reach?"""
+    if isinstance(error, OSError) and error.errno is not None:
+        passing = error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    else:
+        passing = _PASSING.search(str(error)) is not None
+    if passing:
+        return RunError(
+            f"the checkpoint {path} cannot be read now ({_first(error)}); mend that, and give the"
+            " same command again."
+        )
+    return DamagedError(
+        f"the checkpoint {path} cannot be read ({_first(error)}); remove it to go on from what is"
+        " left."
+    )
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _named(weights: Weights, averages: Weights | None = None) -> dict[str, Any]:

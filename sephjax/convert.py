@@ -27,10 +27,11 @@ from sephjax.weights.formats import FORMATS
 # give the same state dict and other detections. Their values are those of `mask_rcnn:torchvision`.
 TORCHVISION_KEYS = (
     "mask_padding", "backbone.layout", "fpn.inputs", "fpn.extra", "anchors.ratio_is",
-    "anchors.rounded", "anchors.offset", "anchors.stride", "rpn.weights", "rpn.proposals.name",
-    "roi.levels", "roi.canonical.size", "roi.canonical.level", "roi.canonical.eps",
-    "roi.canonical.eps_inside_log", "roi.pooler.name", "roi.pooler.aligned", "roi.head.name",
-    "roi.class_agnostic", "mask.pool", "test.nms_inclusive", "test.one_class_per_box",
+    "anchors.sizes", "anchors.ratios", "anchors.rounded", "anchors.offset", "anchors.stride",
+    "rpn.weights", "rpn.proposals.name", "roi.weights", "roi.levels", "roi.canonical.size",
+    "roi.canonical.level", "roi.canonical.eps", "roi.canonical.eps_inside_log", "roi.pooler.name",
+    "roi.pooler.aligned", "roi.pooler.sampling_ratio", "roi.head.name", "roi.class_agnostic",
+    "heads_bn.eps", "mask.pool", "test.nms_inclusive", "test.one_class_per_box",
 )  # fmt: skip
 
 
@@ -116,7 +117,9 @@ def _categories(config: ConfigDict, name: str, path: str, found: Contents) -> Ca
     if name == "sephjax":
         place = pathlib.Path(path)
         return claims.load_categories(
-            place.parent.parent if place.parent.name == "checkpoints" else place
+            place.parent.parent
+            if place.parent.name == "checkpoints" and place.name.isdigit()
+            else place
         )
     if found.classes is None:
         raise UserError(

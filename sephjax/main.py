@@ -100,6 +100,16 @@ def _need(value: str | None, flag: str) -> str:
     return value
 
 
+def _local(value: str | None, flag: str) -> str:
+    """A path of this machine, `~` expanded; `` for none."""
+    if value and "://" in value:
+        raise UserError(
+            f"--{flag}={value} is no local path; mount the bucket and name the folder there"
+            " (launch/README.md)."
+        )
+    return os.path.expanduser(value or "")
+
+
 def _check_mode() -> None:
     if MODE.value not in MODES:
         raise UserError(
@@ -119,16 +129,17 @@ def _check_mode() -> None:
 def _dispatch() -> int:
     # Modes are imported when they run: a usage error must not wait for JAX.
     _check_mode()
-    workdir = images = output = source = ""
+    workdir = images = source = ""
+    output = _local(OUTPUT.value, "output")
     if MODE.value not in ("describe", "prepare", "parity", "compile"):
-        workdir = _need(WORKDIR.value, "workdir")
+        workdir = _need(_local(WORKDIR.value, "workdir"), "workdir")
     if MODE.value == "parity":
         source, images = _need(SOURCE.value, "source"), _need(IMAGES.value, "images")
-        output = OUTPUT.value or WORKDIR.value or "."
+        output = output or _local(WORKDIR.value, "workdir") or "."
     if MODE.value == "predict":
-        images, output = _need(IMAGES.value, "images"), _need(OUTPUT.value, "output")
-    if MODE.value == "export":
-        output = _need(OUTPUT.value, "output")
+        images = _need(IMAGES.value, "images")
+    if MODE.value in ("predict", "export"):
+        _need(output, "output")
     if MODE.value in TOGETHER:
         from sephjax import cluster
 
@@ -150,7 +161,7 @@ def _dispatch() -> int:
             topology=_need(TOPOLOGY.value, "topology"),
             program=PROGRAM.value,
             batches=CHIP_BATCHES.value,
-            output=OUTPUT.value or "",
+            output=output,
         ),
     }
     return run[MODE.value]()

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 import sephjax
+from sephjax.errors import RunError
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
@@ -188,8 +189,14 @@ class Observer:
         rates = window.rates(self._batch)
         row = {"step": step, **{name: float(value) for name, value in scalars.items()}, **rates}
         if self._main:
-            with self._file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            try:
+                with self._file.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise RunError(
+                    f"{self._file} cannot be written ({error.strerror}); make room or mend it, and"
+                    " give the same command again."
+                ) from error
         if self._events:
             extra = {f"dropped/{reason}": float(count) for reason, count in self.dropped.items()}
             self._events.write(step, {k: v for k, v in row.items() if k != "step"} | extra)

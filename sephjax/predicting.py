@@ -72,13 +72,16 @@ def find_images(pattern: str) -> list[Path]:
     Raises:
       UserError: nothing of the kind is there.
     """
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        matches = list(path.iterdir())
-    else:
-        matches = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    try:
+        path = Path(pattern).expanduser()
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            matches = list(path.iterdir())
+        else:
+            matches = [Path(name) for name in sorted(set(glob.glob(str(path), recursive=True)))]
+    except (OSError, RuntimeError) as error:  # too long a name; no such user's home
+        raise UserError(f"--images={pattern} cannot be looked up ({error}): correct it.") from error
     found = sorted(one for one in matches if one.suffix.lower() in SUFFIXES and one.is_file())
     if not found:
         why = (
@@ -156,10 +159,16 @@ def predict_files(
       score_threshold: lower detections are neither written nor drawn.
 
     Raises:
-      UserError: the pictures would be written over the files that they were made from.
+      UserError: the pictures would be written over the files that they were made from, or the
+        folder cannot be made.
     """
     files = _named(paths, output)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output={output} cannot be made ({error.strerror}); choose another."
+        ) from error
     rows: dict[int, list[Row]] = {}
     failed: list[str] = []
     with futures.ThreadPoolExecutor(THREADS, thread_name_prefix="draw") as pool:
@@ -238,8 +247,12 @@ def _write_picture(
         [row["segmentation"] for row in rows] if rows and "segmentation" in rows[0] else None,
     )
     quality = [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), quality)
-    path.write_bytes(data.tobytes())
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), quality)
+    if not done:  # a JPEG has at most 65,500 pixels a side
+        print(f"{path} is too large a picture for a JPEG: not drawn.", file=sys.stderr, flush=True)
+        return
+    with atomic.draft(path, "choose another --output") as draft:
+        draft.write_bytes(data.tobytes())
 
 
 def _named(paths: Sequence[Path], output: Path) -> list[_File]:
@@ -247,7 +260,7 @@ def _named(paths: Sequence[Path], output: Path) -> list[_File]:
     base = os.path.commonpath([path.absolute().parent for path in paths])
     names = [Path(os.path.relpath(path.absolute(), base)) for path in paths]
     numbers = [int(name.stem) if name.stem.isdecimal() else None for name in names]
-    if None in numbers or len(set(numbers)) < len(numbers):
+    if any(n is None or n >= 2**63 for n in numbers) or len(set(numbers)) < len(numbers):
         numbers = list(range(1, len(names) + 1))
     drawn = [output / f"{name}.jpg" for name in _picture_names(names)]
     inputs = {path.resolve() for path in paths}

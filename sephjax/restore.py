@@ -7,19 +7,22 @@ from ml_collections import ConfigDict
 from sephjax.checkpoint import Checkpoints
 from sephjax.errors import UserError
 from sephjax.nets.functional import Functional
-from sephjax.train import sharding
+from sephjax.train import agreement, sharding
 from sephjax.types import Params
 
 
 def step_of(workdir: pathlib.Path, at: int | None) -> int:
     """The step to restore: `at`, or the newest. Asked before anything else takes its time.
 
+    All processes get the answer of process 0, since a run may be saving meanwhile.
+
     Raises:
         UserError: there is none, or not that one.
     """
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    found = checkpoints.latest() if at is None else at
-    if found is None:
+    newest = checkpoints.latest() if at is None else at
+    found = agreement.agreed(-1 if newest is None else newest)
+    if found < 0:
         raise UserError(
             f"{workdir} holds no finished checkpoint; train first, or correct --workdir."
         )

@@ -3,7 +3,7 @@
 import pytest
 
 from sephjax import atomic
-from sephjax.errors import UserError
+from sephjax.errors import RunError, UserError
 
 
 def test_a_file_is_written_and_nothing_else_is_left(tmp_path):
@@ -30,13 +30,13 @@ def fill_the_disk():
         full.write("f")
 
 
-@pytest.mark.parametrize(("then", "error"), [(stop, KeyboardInterrupt), (fill_the_disk, UserError)])
+@pytest.mark.parametrize(("then", "error"), [(stop, KeyboardInterrupt), (fill_the_disk, RunError)])
 def test_a_write_that_stops_half_way_leaves_the_file_as_it_was(tmp_path, then, error):
     file = tmp_path / "a.json"
     file.write_text("before")
     with pytest.raises(error) as caught:
         half(file, then)
-    if error is UserError:
+    if error is RunError:
         told = f"{file} cannot be written (No space left on device); make room."
         assert str(caught.value) == told
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -1,6 +1,7 @@
 """A checkpoint gives back every bit, and nothing that was not finished."""
 
 import dataclasses
+import errno
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from sephjax.checkpoint import Checkpoints, DamagedError
@@ -269,3 +271,38 @@ def test_the_input_state_is_json_by_process(tmp_path):
     checkpoints.close()
     stored = [json.loads(file.read_text()) for file in (tmp_path / "1" / "input").glob("metadata")]
     assert stored == [{"processes": [{"at": 5}]}]
+
+
+SYSTEM = [OSError(errno.ESTALE, "Stale file handle"), ValueError("UNAVAILABLE: no answer")]
+
+
+@pytest.mark.parametrize("error", SYSTEM)
+def test_what_the_system_refuses_to_read_is_not_damaged(tmp_path, error, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, make_state(1), {}, wait=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", raising(error))
+        with pytest.raises(RunError, match=r"cannot be read now .*; mend that") as caught:
+            checkpoints.restore(1, abstract())
+    assert not isinstance(caught.value, DamagedError)
+    checkpoints.restore(1, abstract())
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ValueError("OUT_OF_RANGE: x")])
+def test_a_save_that_fails_is_one_sentence_and_earlier_ones_stay(tmp_path, error, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    checkpoints.save(1, make_state(1), {}, wait=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", raising(error))
+        with pytest.raises(RunError, match=r"cannot be written .*earlier checkpoints are whole"):
+            checkpoints.save(2, make_state(2), {}, wait=True)
+    assert checkpoints.latest(whole=True) == 1
+    checkpoints.close()
+
+
+def raising(error):
+    def never(*_, **__):
+        raise error
+
+    return never

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import mask_rcnn
-from sephjax import build, convert, initial
+from sephjax import build, convert, initial, observe
 from sephjax.checkpoint import Checkpoints
 from sephjax.errors import UserError
 from sephjax.input.example import Categories
@@ -189,7 +189,15 @@ def test_the_published_coco_v1_files_are_known_by_their_hash(tmp_path):
 @pytest.mark.torch
 def test_what_torchvision_does_not_have_is_refused(converted, tmp_path):
     out = f"torchvision:{tmp_path / 'x.pth'}"
-    for key, value in {"roi__pooler__aligned": True, "mask_padding": True}.items():
+    other = {
+        "roi__pooler__aligned": True,
+        "roi__pooler__sampling_ratio": 3,
+        "roi__weights": (1.0, 1.0, 1.0, 1.0),
+        "mask_padding": True,
+        "anchors__sizes": (16, 32, 64, 128, 256),
+        "anchors__ratios": (0.5, 1.0, 3.0),
+    }
+    for key, value in other.items():
         with pytest.raises(UserError, match="torchvision has no model of this config"):
             convert.convert(config_of(**{key: value}), str(converted), None, None, out)
     changed = config_of(backbone__norm="evonorm_s0")
@@ -308,3 +316,20 @@ def test_converted_weights_are_not_trained_over_in_silence(run, tmp_path):
 def test_a_wrong_command_is_one_sentence(tmp_path, words, said):
     command_line = (f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'run'}")
     assert said in refused(*command_line, "--mode=convert", *words)
+
+
+def test_deltas_that_all_classes_share_stay_for_a_single_class(tmp_path):
+    """They are as wide as those of one class."""
+    config = tiny_config(roi__class_agnostic=True)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save_weights(3, *draw(build.model(config, 3)))
+    checkpoints.close()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(observe.plain_config(config)))
+    found = initial.read(config, "sephjax", str(tmp_path / "run"))
+    one = Categories((1,), ("bolt",))
+    params, _ = initial.fill(
+        config, build.model(config, 1), jax.random.key(0), tmp_path, one, found
+    )
+    kept = Checkpoints(tmp_path / "run" / "checkpoints").read_weights(3)["box_head"]["deltas"]
+    jax.tree.map(np.testing.assert_array_equal, params["box_head"]["deltas"], kept)
+    assert params["box_head"]["logits"]["bias"].shape == (2,)

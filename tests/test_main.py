@@ -58,6 +58,7 @@ def test_a_misspelt_key_is_answered_with_the_nearest(word, wrong, near):
         ([DEMO, "--config.mask.enabled=maybe"], "it takes True or False"),
         ([DEMO, "--config.rpn.matcher=x"], "it is a group of keys"),
         ([DEMO, "--config.data.train.short_sides=('a',)"], "holds 'a', which is no number"),
+        ([DEMO, "--workdir=gs://b/run"], "--workdir=gs://b/run is no local path; mount the bucket"),
         ([DEMO, "--step=x"], "--step=x is wrong: it takes a whole number"),
     ],
 )
@@ -74,6 +75,9 @@ def test_a_wrong_command_is_one_sentence(words, said):
         ("eval.backend=cocoapi", "eval.backend is 'cocoapi'"),
         ("init.format=kears", "init.format is 'kears'; use 'none', 'torchvision', 'timm'"),
         ("train.log_every=0", "train.log_every is 0; it must be at least 1"),
+        ("optimizer.clip=-1.0", "optimizer.clip is -1.0; it must be 0 or more"),
+        ("test.nms=1.5", "test.nms is 1.5; it must be from 0 to 1"),
+        ("data.train.short_sides=(0,)", "data.train has a side or an aspect among (0,"),
         ("data.train.limit=-1", "data.train.limit is -1; it must be 0 or more"),
         ("data.eval.short_sides=(1, 2)", "an evaluation has exactly one"),
     ],

@@ -140,6 +140,24 @@ def test_numbers_in_file_names_are_the_image_ids(tmp_path, predict):
     assert [row["image_id"] for row in predict(paths)[1]] == [139, 285]
 
 
+def test_numbers_too_long_for_ids_are_names(tmp_path, predict):
+    paths = [save(tmp_path / f"2023010112345678901{n}.jpg") for n in (1, 2)]
+    assert [row["image_id"] for row in predict(paths)[1]] == [1, 2]
+
+
+def test_an_output_that_cannot_be_is_refused(tmp_path, make_batches):
+    path = save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"cannot be made \(Not a directory\); choose another"):
+        predicting.predict_files(
+            [path],
+            halves,
+            make_batches,
+            categories=CATEGORIES,
+            output=path / "out",
+            score_threshold=0.5,
+        )
+
+
 def test_a_model_without_masks_predicts(tmp_path, predict):
     _, rows = predict(
         [save(tmp_path / "x.png")], lambda b: dataclasses.replace(halves(b), masks=None)
@@ -180,6 +198,7 @@ def test_a_file_a_folder_and_a_glob_are_found_in_order(tmp_path):
     assert predicting.find_images(str(tmp_path / "in" / "*")) == [a, b]
     assert predicting.find_images(str(tmp_path / "in" / "**" / "*.png")) == [deep]
     assert predicting.find_images(str(deep)) == [deep]
+    assert predicting.find_images(str(tmp_path / "**" / "**")) == [a, b, deep]
 
 
 def test_nothing_to_predict_on_is_explained(tmp_path):
@@ -188,3 +207,6 @@ def test_nothing_to_predict_on_is_explained(tmp_path):
         predicting.find_images(str(tmp_path))
     with pytest.raises(UserError, match="matches nothing: give a picture"):
         predicting.find_images(str(tmp_path / "absent.jpg"))
+    for pattern in ("~nobody-of-this-name/x.jpg", "x" * 300):
+        with pytest.raises(UserError, match="cannot be looked up"):
+            predicting.find_images(pattern)

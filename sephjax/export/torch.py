@@ -7,6 +7,7 @@ A twin file holds all that is needed to rebuild the module: the resolved config 
 of classes and the state dict; it is read with `torch.load(..., weights_only=True)`.
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -108,7 +109,7 @@ def save_twin(
         try:
             torch.save(content, draft)
         except RuntimeError as error:  # so does torch's writer say that there is no room
-            raise OSError(None, _line(error)) from error
+            raise OSError(errno.EIO, _line(error)) from error
     return len(state)
 
 

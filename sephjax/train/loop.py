@@ -105,7 +105,9 @@ class _Run:
             try:
                 state, place = self.checkpoints.restore(step, abstract)
             except DamagedError as error:
-                if jax.process_count() > 1:
+                # Without the last one the run would begin anew, over what it has written.
+                last = len(self.checkpoints.steps(whole=True)) == 1
+                if last or jax.process_count() > 1:
                     raise
                 self.observer.say(f"{error} It is set aside as {step}.damaged.")
                 self.checkpoints.set_aside(step)

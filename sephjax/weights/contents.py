@@ -166,7 +166,11 @@ def _plan(contents: Contents, ours: Mapping[str, Any], wanted: Categories | None
     has = contents.classes
     if has is None or wanted is None or has == len(wanted):
         return _Plan()
-    paths = [path for path, leaf in ours.items() if classes.depends(path, leaf.shape, len(wanted))]
+    paths = [
+        path
+        for path, leaf in ours.items()
+        if classes.depends(path, leaf.shape, len(wanted)) and not _agnostic(contents, path, has)
+    ]
     rows = classes.rows_of(has, wanted) if contents.coco else None
     if rows is None:
         note = (
@@ -180,6 +184,17 @@ def _plan(contents: Contents, ours: Mapping[str, Any], wanted: Categories | None
     }
     note = f"{len(rows)} of its {has} classes are taken, by COCO category"
     return _Plan(stored=shapes, rows=rows, notes=(note,))
+
+
+def _agnostic(contents: Contents, path: str, count: int) -> bool:
+    """Is this tensor of the file, of a predictor, one for all its `count` classes?
+
+    Deltas for all classes are as wide as those of a single one.
+    """
+    for name, _ in table.translations(contents.rules, path):
+        if name in contents.tensors:
+            return 4 in contents.tensors[name].shape and "deltas" in path and count != 1
+    return False
 
 
 def _layers(paths: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 PyTorch is imported when a `.pth` is read or written, safetensors when a `.safetensors` is.
 """
 
+import errno
 import io
 import pathlib
 import pickle
@@ -11,8 +12,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp  # with it NumPy knows bfloat16
 import numpy as np
 
+from sephjax import atomic
 from sephjax.errors import UserError
 from sephjax.weights.table import Arrays
 
@@ -64,21 +67,25 @@ def write_torch(path: str, tensors: Arrays) -> None:
     """Writes a state dict, as safetensors if that is the file's ending, else with `torch.save`.
 
     Raises:
-        UserError: the folder cannot be written, or a package is missing.
+        UserError: nothing can be written there, or a package is missing.
+        RunError: writing failed.
     """
     file = pathlib.Path(path)
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".safetensors":
-            _safetensors().save_file(tensors, path)
-        else:
-            torch = _torch()
-            torch.save({name: torch.tensor(value) for name, value in tensors.items()}, path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{path} cannot be written ({_first(error)}); name another file."
-        ) from error
+    if file.suffix == ".safetensors":
+        save = _safetensors().save_file
+        # It wants contiguous arrays; `ascontiguousarray` would make one of no axis have one.
+        content = {name: np.array(value, order="C") for name, value in tensors.items()}
+    else:
+        torch = _torch()
+        save = torch.save
+        content = {name: torch.tensor(value) for name, value in tensors.items()}
+    with atomic.draft(file, "name another file") as draft:
+        try:
+            save(content, draft)
+        except OSError:
+            raise
+        except Exception as error:  # RuntimeError of torch, SafetensorError: no room, say
+            raise OSError(errno.EIO, _first(error)) from error
 
 
 def read_pickle(path: str) -> Any:
@@ -138,7 +145,7 @@ def floats(tensors: Mapping[str, Any]) -> Arrays:
     """Floating-point arrays as float32, others as they are."""
     arrays = {name: np.asarray(value) for name, value in tensors.items()}
     return {
-        name: value.astype(np.float32) if value.dtype.kind == "f" else value
+        name: value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
         for name, value in arrays.items()
     }
 

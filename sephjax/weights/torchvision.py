@@ -205,7 +205,7 @@ def dump_detector(params: Params, frozen: Params, *, eps: float = MODEL_EPS) -> 
     Args:
         params: Trained values of the detector.
         frozen: Frozen values of the detector.
-        eps: Of the detector's batch norm; the difference to torchvision's goes into the variance.
+        eps: Of the backbone's batch norm; the difference to torchvision's goes into the variance.
 
     Raises:
         UserError: a tensor that torchvision's model has no place for.
@@ -215,7 +215,8 @@ def dump_detector(params: Params, frozen: Params, *, eps: float = MODEL_EPS) -> 
     state = table.save(rules(v2=v2), ours)
     norms = [name for name in state if name.endswith(".running_var")]
     if shift := np.float32(eps - MODEL_EPS):
-        state |= {name: state[name] + shift for name in norms}
+        body = [name for name in norms if name.startswith("backbone.body.")]
+        state |= {name: state[name] + shift for name in body}
     if v2:
         counts = [name.replace("running_var", "num_batches_tracked") for name in norms]
         state |= {name: np.zeros((), np.int64) for name in counts}

@@ -228,8 +228,8 @@ def test_the_ordinary_path_makes_no_masks_of_pixels(drawn, monkeypatch):
         ({"data__jitter__crop": 50}, r"data\.jitter\.crop=50 is no multiple .*size_multiple=32"),
         ({"data__jitter__high": 2.0}, r"do nothing while data\.jitter\.crop is 0"),
         ({"data__jitter__low": 3.0, "data__jitter__crop": 64}, "are no range of scales"),
-        ({"data__stitch": 1.5}, r"data\.stitch is 1\.5; it is a probability"),
-        ({"data__copy_paste": -0.1}, r"data\.copy_paste is -0\.1; it is a probability"),
+        ({"data__stitch": 1.5}, r"data\.stitch is 1\.5; it must be from 0 to 1"),
+        ({"data__copy_paste": -0.1}, r"data\.copy_paste is -0\.1; it must be from 0 to 1"),
         (
             {"data__stitch": 0.2, "train__batch": 1},
             r"needs two images a step and train\.batch is 1",

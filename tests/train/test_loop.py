@@ -217,6 +217,20 @@ def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_used(tmp_path, capsy
     assert bits(last_state(tmp_path / "a", 4)[0]) == expected
 
 
+def test_without_another_checkpoint_a_damaged_one_ends_the_run(tmp_path):
+    """Else it would begin anew, over what it has written."""
+    config = toy_config(4)
+    config.checkpoint.keep = 1
+    run(tmp_path, 2, config=config)
+    before = rows(tmp_path)
+    (tmp_path / "checkpoints" / "4" / "params" / "_METADATA").write_text('{"tree')
+    config.train.steps = 6
+    with pytest.raises(RunError, match=r"cannot be read .*; remove it to go on from what is left"):
+        run(tmp_path, 6, config=config)
+    assert rows(tmp_path) == before
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
+
+
 def test_the_folder_says_whose_it_is(tmp_path):
     run(tmp_path, 2)
     run(tmp_path, 4)

@@ -128,3 +128,32 @@ def test_a_file_of_another_kind_is_refused_with_what_it_is(tmp_path, format, nam
     with pytest.raises(UserError) as caught:
         FORMATS[format](str(path))
     assert said in str(caught.value)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_tensors_of_every_shape_come_back_and_no_draft_is_left(tmp_path, suffix):
+    pytest.importorskip("safetensors")
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3).T, "count": np.int64(3)}
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"old")
+    files.write_torch(str(path), tensors)
+    found = files.read_torch(str(path))
+    assert found["count"].shape == ()
+    np.testing.assert_array_equal(found["a"], tensors["a"])
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(UserError, match="cannot be written"):
+        files.write_torch(str(path / "model.pth"), tensors)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_bfloat16_is_read_as_float32(tmp_path, suffix):
+    torch = pytest.importorskip("torch")
+    package = pytest.importorskip("safetensors.torch")
+    path = tmp_path / f"model{suffix}"
+    save = package.save_file if suffix == ".safetensors" else torch.save
+    save({"a": torch.arange(3).to(torch.bfloat16)}, str(path))
+    found = files.read_torch(str(path))["a"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [0, 1, 2])

@@ -27,6 +27,17 @@ def test_what_is_dumped_is_loaded_again_unchanged(model):
     jax.tree.map(np.testing.assert_array_equal, (loaded_params, loaded_frozen), (params, frozen))
 
 
+def test_another_eps_of_the_backbone_moves_its_variances_alone(model):
+    params, frozen = (random_tree(part, 0) for part in model.abstract)
+    plain = torchvision.dump_detector(params, frozen)
+    moved = torchvision.dump_detector(params, frozen, eps=1e-3)
+    differ = {name for name in plain if not np.array_equal(plain[name], moved[name])}
+    norms = {name for name in plain if name.endswith("running_var")}
+    assert differ == {name for name in norms if name.startswith("backbone.body.")} < norms
+    for name in differ:
+        np.testing.assert_allclose(moved[name] - plain[name], 1e-3 - 1e-5, rtol=1e-3)
+
+
 @pytest.mark.torch
 def test_a_state_dict_of_torchvision_goes_through_and_back(model):
     torch = pytest.importorskip("torch")
