@@ -38,6 +38,22 @@ def test_a_peak_is_arguments_results_and_temporaries():
     assert account.memory(compiled) == account.Memory(100, 10, 7, 117)
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("RESOURCE_EXHAUSTED: x Used 17.1G of 15.75G hbm. Exceeded", "Used 17.1G of 15.75G hbm"),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (17.00G) exceeds available HBM (15.75G).",
+            "temporaries of 17.00G in 15.75G",
+        ),
+        ("RESOURCE_EXHAUSTED: something else\nand more", "RESOURCE_EXHAUSTED: something else"),
+    ],
+)
+def test_what_libtpu_refuses_is_told_in_few_words(said, words):
+    assert run._memory_words(said) == words
+
+
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:0x4", "h100:eight", "v5e:2x4x", "h100:2x8"])
 def test_a_topology_that_is_none_is_refused(name):
     with pytest.raises(UserError, match=f"--topology={name} is none"):

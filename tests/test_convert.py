@@ -318,6 +318,32 @@ def test_a_wrong_command_is_one_sentence(tmp_path, words, said):
     assert said in refused(*command_line, "--mode=convert", *words)
 
 
+@pytest.mark.parametrize(
+    ("names", "rows", "said"),
+    [
+        (("c", "a", "b"), [2, 0, 1], "3 of its 3 classes are taken, by name"),
+        (("b",), [1], "1 of its 3 classes are taken, by name"),
+        (("a", "b", "bolt"), [0, 1, 2], "its classes have other names: the predictors are taken"),
+        (("a", "b", "c"), [0, 1, 2], ""),
+    ],
+)
+def test_classes_of_a_run_are_taken_over_by_name(run, tmp_path, capsys, names, rows, said):
+    found = initial.read(tiny_config(), "sephjax", str(run))
+    wanted = Categories(tuple(range(1, len(names) + 1)), names)
+    model = build.model(tiny_config(), len(names))
+    params, _ = initial.fill(tiny_config(), model, jax.random.key(0), tmp_path, wanted, found)
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert "by name" in said or "by name" not in printed
+    theirs = Checkpoints(run / "checkpoints").read_weights(3)
+    logits = theirs["box_head"]["logits"]["kernel"]
+    np.testing.assert_array_equal(params["box_head"]["logits"]["kernel"], logits[:, [*rows, 3]])
+    deltas = theirs["box_head"]["deltas"]["bias"].reshape(3, 4)[rows].ravel()
+    np.testing.assert_array_equal(params["box_head"]["deltas"]["bias"], deltas)
+    masks = theirs["mask_head"]["predictor"]["bias"][rows]
+    np.testing.assert_array_equal(params["mask_head"]["predictor"]["bias"], masks)
+
+
 def test_deltas_that_all_classes_share_stay_for_a_single_class(tmp_path):
     """They are as wide as those of one class."""
     config = tiny_config(roi__class_agnostic=True)

@@ -187,8 +187,14 @@ def _took(began: float) -> dict[str, float]:
 
 
 def _memory_words(message: str) -> str:
-    found = re.search(r"Used [\d.]+\w* of [\d.]+\w* hbm", message)
-    return found.group() if found else message.strip().splitlines()[0]
+    """How much the compiler says that a program lacks."""
+    if found := re.search(r"Used [\d.]+\w* of [\d.]+\w* hbm", message):
+        return found.group()
+    if found := re.search(
+        r"temporaries \(([\d.]+\w*)\) exceeds available HBM \(([\d.]+\w*)\)", message
+    ):
+        return f"temporaries of {found[1]} in {found[2]}"
+    return message.strip().splitlines()[0]
 
 
 def _dump(text: str, name: str) -> None:

@@ -30,6 +30,7 @@ class Contents:
         whole: A whole detector; else a backbone.
         classes: Number of classes of a detector, without background.
         coco: 80 or 90 classes are COCO's categories.
+        names: Of the classes, by label; None: not known.
         ignore: Regexes of their names that no model here has a place for.
         folded: Names whose values went into another one: `{name: that one}`.
         notes: Sentences about what was done, without a full stop.
@@ -43,6 +44,7 @@ class Contents:
     whole: bool = False
     classes: int | None = None
     coco: bool = False
+    names: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     folded: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -110,8 +112,9 @@ def load(
         params: Trained values of the detector, or their shapes; at least `backbone`.
         frozen: Frozen values, likewise.
         eps: Of the model's batch norm; the difference to the file's goes into the variance.
-        categories: Of the model. For another number of classes a COCO file gives the rows of
-            these categories, if they are COCO's; else the predictors keep their value.
+        categories: Of the model. A COCO file gives the rows of these categories, if they are
+            COCO's, a checkpoint of ours those of the same names; else, for another number of
+            classes, the predictors keep their value.
 
     Returns:
         float32 arrays by our path, those that keep their value absent; and the report.
@@ -164,14 +167,18 @@ class _Plan:
 
 def _plan(contents: Contents, ours: Mapping[str, Any], wanted: Categories | None) -> _Plan:
     has = contents.classes
-    if has is None or wanted is None or has == len(wanted):
+    if has is None or wanted is None:
         return _Plan()
+    rows = _rows(contents, has, wanted)
+    if has == len(wanted) and (rows is None or rows == list(range(has))):
+        other = rows is None and contents.names is not None
+        note = "its classes have other names: the predictors are taken over by place"
+        return _Plan(notes=(note,) if other else ())
     paths = [
         path
         for path, leaf in ours.items()
         if classes.depends(path, leaf.shape, len(wanted)) and not _agnostic(contents, path, has)
     ]
-    rows = classes.rows_of(has, wanted) if contents.coco else None
     if rows is None:
         note = (
             f"it has {has} classes and the model {len(wanted)}: {', '.join(_layers(paths))} start "
@@ -182,8 +189,19 @@ def _plan(contents: Contents, ours: Mapping[str, Any], wanted: Categories | None
         path: np.empty((*ours[path].shape[:-1], classes.width(path, has)), np.bool_)
         for path in paths
     }
-    note = f"{len(rows)} of its {has} classes are taken, by COCO category"
+    by = "COCO category" if contents.coco else "name"
+    note = f"{len(rows)} of its {has} classes are taken, by {by}"
     return _Plan(stored=shapes, rows=rows, notes=(note,))
+
+
+def _rows(contents: Contents, count: int, wanted: Categories) -> list[int] | None:
+    """Which of the file's classes each wanted category is, or None unless it has them all."""
+    if contents.coco:
+        return classes.rows_of(count, wanted)
+    names = contents.names or ()
+    if len(set(names)) < len(names) or not set(wanted.names) <= set(names):
+        return None
+    return [names.index(name) for name in wanted.names]
 
 
 def _agnostic(contents: Contents, path: str, count: int) -> bool:

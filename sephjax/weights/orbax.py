@@ -44,4 +44,12 @@ def read(path: str) -> Contents:
         eps=eps,
         whole=True,
         classes=classes.count_of(tensors),
+        names=_names(workdir / "categories.json"),
     )
+
+
+def _names(file: pathlib.Path) -> tuple[str, ...] | None:
+    try:
+        return tuple(str(row["name"]) for row in json.loads(file.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not needed where the classes are the same
