@@ -319,7 +319,7 @@ def optimizer() -> ConfigDict:
             "weight_decay": 1e-4,
             "decay": (r".*",),  # names (regex, anywhere in `a/b/c`) that decay
             "no_decay": (r"norm\d?(_\w+)?/",),  # ... but these
-            "freeze": (r"^backbone/(stem|stage1)/",),  # names that get no update (moving statistics of `bn` go on)
+            "freeze": (r"^backbone/(stem|stage1)/",),  # names that get no update
             "clip": 0.0,  # global gradient norm; 0: none
         }
     )
