@@ -241,9 +241,15 @@ def prepare(config: ConfigDict) -> int:
     from sephjax.input import builder
 
     data = config.data
+    train, held_out = data.train, data.eval
+    if train.annotations and held_out.annotations and train.split == held_out.split:
+        raise UserError(
+            f"data.train.split and data.eval.split are both {train.split!r}; give each a name of "
+            "its own."
+        )
     splits = {
         view.split: (view.annotations, view.images)
-        for view in (data.train, data.eval)
+        for view in (train, held_out)
         if view.annotations
     }
     if not splits:

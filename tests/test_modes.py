@@ -18,6 +18,7 @@ from PIL import Image
 
 from sephjax import modes
 from sephjax.checkpoint import Checkpoints
+from sephjax.errors import UserError
 from sephjax.train import programs, sharding
 from tests.input.test_tfds import quietly, write_stock
 from tests.tiny import (
@@ -195,6 +196,8 @@ def test_tfds_trains_as_coco_does_bit_for_bit(tmp_path):
     drawn.picture(6, np.zeros((64, 96, 3), np.uint8))
     paths = drawn.write()
     stored = paths | {"data__data_dir": str(tmp_path / "tfds")}
+    with pytest.raises(UserError, match=r"data\.train\.split and data\.eval\.split are both 'a'"):
+        modes.prepare(tiny_config(**stored, data__train__split="a", data__eval__split="a"))
     assert quietly(modes.prepare, tiny_config(**stored)) == 0
     stored["data__source"] = "tfds"
     coco, tfds = run_losses(tmp_path / "a", **paths), run_losses(tmp_path / "b", **stored)

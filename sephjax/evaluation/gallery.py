@@ -49,8 +49,9 @@ def write(
         )
         path = directory / f"{example.image_id:012d}.jpg"
         gap = np.full((found.shape[0], 8, 3), 255, np.uint8)
-        cv2.imwrite(str(path), np.concatenate([found, gap, truth], axis=1)[..., ::-1])
-        written.append(path)
+        side_by_side = np.concatenate([found, gap, truth], axis=1)[..., ::-1]
+        if cv2.imwrite(str(path), side_by_side):  # a JPEG has at most 65,500 pixels a side
+            written.append(path)
     return written
 
 
