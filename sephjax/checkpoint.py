@@ -10,7 +10,7 @@ restored.
 import contextlib
 import dataclasses
 import errno
-import json
+import logging
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 
 from sephjax.errors import RunError, UserError
+from sephjax.train import agreement
 from sephjax.types import Params, TrainState, Weights
 
 # Words by which TensorStore tells what the system said; the former may go well another time.
@@ -68,7 +69,8 @@ class Checkpoints:
                 options = ocp.CheckpointManagerOptions(
                     max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
                 )
-            self._opened = ocp.CheckpointManager(self.directory, options=options)
+            with _without("Given directory is read only"):
+                self._opened = ocp.CheckpointManager(self.directory, options=options)
         return self._opened
 
     def steps(self, *, whole: bool = False) -> list[int]:
@@ -103,7 +105,7 @@ class Checkpoints:
         items = _weight_items(_named(Weights(state.params, state.frozen), state.averages))
         rest = {"opt_state": state.opt_state, "step": state.step, "key": _key_data(state.key)}
         items["optimizer"] = ocp_args.StandardSave(rest)
-        items["input"] = ocp_args.JsonSave({"processes": _gather_json(input_state)})
+        items["input"] = ocp_args.JsonSave({"processes": agreement.gathered(input_state)})
         self._save(step, items, wait=wait)
 
     def save_weights(self, step: int, params: Params, frozen: Params) -> None:
@@ -309,6 +311,18 @@ class Checkpoints:
             self._opened = None
 
 
+@contextlib.contextmanager
+def _without(said: str) -> Iterator[None]:
+    """Leaves out a warning of Orbax about what was asked of it."""
+    drop = lambda record: said not in record.getMessage()
+    logger = logging.getLogger("absl")
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
+
+
 def _unreadable(path: Any, error: Exception) -> RunError:
     """What to raise when a checkpoint could not be read: is it damaged, or only out of reach?"""
     if isinstance(error, OSError) and error.errno is not None:
@@ -378,15 +392,3 @@ def _key_like(abstract: Any) -> Callable[[Any], Any]:
     kinds = []
     jax.eval_shape(lambda key: kinds.append(jax.random.key_impl(key)), abstract)
     return lambda data: jax.random.wrap_key_data(data, impl=kinds[0])
-
-
-def _gather_json(value: dict[str, Any]) -> list[Any]:
-    """The value of each process, in the order of their indices."""
-    if jax.process_count() == 1:
-        return [value]
-    text = json.dumps(value).encode()
-    lengths = multihost_utils.process_allgather(np.asarray(len(text)))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(text)] = np.frombuffer(text, np.uint8)
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(bytes(row[:n])) for row, n in zip(rows, lengths, strict=True)]

@@ -1,6 +1,8 @@
 """What the processes of a run decide together; all must ask, at the same place of the program."""
 
 import hashlib
+import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,3 +30,15 @@ def alike(content: bytes) -> bool:
     digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
     rows = multihost_utils.process_allgather(digest)
     return bool((rows == rows[0]).all())
+
+
+def gathered(value: dict[str, Any]) -> list[Any]:
+    """The value of each process, in the order of their indices."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    lengths = multihost_utils.process_allgather(np.asarray(len(text)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:n])) for row, n in zip(rows, lengths, strict=True)]
