@@ -34,13 +34,11 @@ def draft(file: pathlib.Path, instead: str) -> Iterator[pathlib.Path]:
         yield path
         path.replace(file)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
         kind = UserError if error.errno in WRONG_PLACE else RunError
         raise kind(f"{file} cannot be written ({error.strerror}); {instead}.") from error
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    finally:
+        with contextlib.suppress(OSError):  # where `file` cannot be, there is no draft either
+            path.unlink(missing_ok=True)
 
 
 def write_text(file: pathlib.Path, text: str, instead: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import types
 
 import jax
@@ -342,6 +343,14 @@ def test_classes_of_a_run_are_taken_over_by_name(run, tmp_path, capsys, names, r
     np.testing.assert_array_equal(params["box_head"]["deltas"]["bias"], deltas)
     masks = theirs["mask_head"]["predictor"]["bias"][rows]
     np.testing.assert_array_equal(params["mask_head"]["predictor"]["bias"], masks)
+
+
+def test_a_list_of_classes_that_is_broken_is_told(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "categories.json").write_text("{")
+    with pytest.raises(UserError, match=r"categories\.json does not say what the classes are"):
+        initial.read(tiny_config(), "sephjax", str(folder))
 
 
 def test_deltas_that_all_classes_share_stay_for_a_single_class(tmp_path):

@@ -7,7 +7,6 @@ A twin file holds all that is needed to rebuild the module: the resolved config 
 of classes and the state dict; it is read with `torch.load(..., weights_only=True)`.
 """
 
-import errno
 import json
 import os
 import pathlib
@@ -20,12 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs._chain import flat, plain
-from sephjax import atomic, build
+from sephjax import build
 from sephjax.errors import UserError
 from sephjax.export import names
 from sephjax.nets.functional import check_same
 from sephjax.types import Params
-from sephjax.weights import table
+from sephjax.weights import files, table
 from sephjax.weights.contents import Contents
 
 FORMAT = "sephjax twin 1"
@@ -105,11 +104,7 @@ def save_twin(
         "state_dict": {name: torch.from_numpy(value) for name, value in state.items()},
     }
     file = pathlib.Path(path)
-    with atomic.draft(file, "choose another") as draft:
-        try:
-            torch.save(content, draft)
-        except RuntimeError as error:  # so does torch's writer say that there is no room
-            raise OSError(errno.EIO, _line(error)) from error
+    files.write_with(torch.save, content, file, "choose another")
     return len(state)
 
 

@@ -110,7 +110,7 @@ def open_coco(
         raise UserError(_nothing_left(annotations, len(ids), notes, where))
     _check_files(images, [names[i] for i in chosen], where)
     labels = labels_of(rows, categories, annotations)
-    scored = np.isin(owner, chosen)
+    kept = np.flatnonzero(np.isin(owner, chosen))
     return CocoSource(
         folder=str(images),
         names=[names[i] for i in chosen],
@@ -118,10 +118,10 @@ def open_coco(
         sizes=sizes[chosen],
         categories=categories,
         # An evaluation scores masks against crowds and boxes without area, too.
-        has_masks=not counts.unmasked[chosen].any() if train else bool(masked[scored].all()),
+        has_masks=not counts.unmasked[chosen].any() if train else bool(masked[kept].all()),
         notes=notes,
         train=train,
-        table=_table(found, labels, chosen, sizes, annotations),
+        table=_table(found, labels, kept, chosen, sizes, annotations),
     )
 
 
@@ -175,10 +175,14 @@ def _check_files(folder: str, names: list[str], where: str) -> None:
 
 
 def _table(
-    found: _Annotated, labels: np.ndarray, chosen: np.ndarray, sizes: np.ndarray, path: str
+    found: _Annotated,
+    labels: np.ndarray,
+    kept: np.ndarray,
+    chosen: np.ndarray,
+    sizes: np.ndarray,
+    path: str,
 ) -> Table:
-    """The flat arrays of the annotations of the chosen images."""
-    kept = np.flatnonzero(np.isin(found.owner, chosen))
+    """The flat arrays of the annotations `kept`, those of the `chosen` images."""
     owner, bbox = found.owner[kept], found.bbox[kept]
     counts = np.bincount(np.searchsorted(chosen, owner), minlength=len(chosen))
     rows = [found.rows[i] for i in kept]

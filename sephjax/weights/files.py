@@ -79,7 +79,14 @@ def write_torch(path: str, tensors: Arrays) -> None:
         torch = _torch()
         save = torch.save
         content = {name: torch.tensor(value) for name, value in tensors.items()}
-    with atomic.draft(file, "name another file") as draft:
+    write_with(save, content, file, "name another file")
+
+
+def write_with(
+    save: Callable[[Any, Any], Any], content: Any, file: pathlib.Path, instead: str
+) -> None:
+    """Writes a file whole with `save(content, path)`, a package's own; see `atomic.draft`."""
+    with atomic.draft(file, instead) as draft:
         try:
             save(content, draft)
         except OSError:

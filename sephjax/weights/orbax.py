@@ -49,7 +49,12 @@ def read(path: str) -> Contents:
 
 
 def _names(file: pathlib.Path) -> tuple[str, ...] | None:
+    """Names of the classes by label, if the folder says them."""
+    if not file.exists():
+        return None
     try:
         return tuple(str(row["name"]) for row in json.loads(file.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not needed where the classes are the same
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} does not say what the classes are ({type(error).__name__}); mend or remove it."
+        ) from error
